@@ -1,0 +1,1 @@
+"""What a member contributes: rows, models, training, Fisher, updates, merging, evaluation. No network, no keys."""

@@ -1,0 +1,185 @@
+"""Registers and the merge: what a set of contributions adds up to (DESIGN section 1.4).
+
+Knows no torch, keys or ledger: numpy on integers. Invariants: adding and removing are exact in any order, so a register
+is a function of the set of updates in it; a merge is a function of registers, weights and recipe, and gives the same
+bytes on every machine. Why it does: the weighted sum is an exact int64; its conversion to float64 is one correctly
+rounded step (sums beyond 2^53 included), as are the square root, the division and the rounding to float32 (IEEE 754);
+each coordinate is on its own, so no order of additions exists; a quotient of integers is never -0.0 or subnormal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from contrib.errors import MergeRefused
+from protocol.ids import Digest, MemberId
+from protocol.sparse import UNIT_BITS, SparseUpdate
+
+MAX_UNITS = 2**62  # a register's coordinate; one update adds less than 2^47, so int64 never wraps before the check
+MAX_WEIGHT = 2**20
+MAX_WEIGHTS = 2**30  # all members together: `total * sent` stays an exact int64
+
+Units: TypeAlias = npt.NDArray[np.int64]
+Divisor: TypeAlias = Callable[[Units, int], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Register:
+    """What one member has contributed in an epoch; the arrays are read-only."""
+
+    units: npt.NDArray[np.int64]  # [P], sum of the values sent, in 2^-24
+    counts: npt.NDArray[np.int32]  # [P], how many of the updates sent each coordinate
+
+    def __post_init__(self) -> None:
+        """Close the arrays to writing."""
+        self.units.setflags(write=False)
+        self.counts.setflags(write=False)
+
+
+def empty(coordinates: int) -> Register:
+    """The register of a member that has sent nothing."""
+    return Register(units=np.zeros(coordinates, dtype=np.int64), counts=np.zeros(coordinates, dtype=np.int32))
+
+
+def add(register: Register, update: SparseUpdate) -> Register:
+    """Return `register` with `update` in it. Law: `remove(add(r, u), u)` has the bytes of r.
+
+    Raises:
+        MergeRefused: another number of coordinates, or a sum over the limit.
+    """
+    return _shifted(register, [update], 1)
+
+
+def remove(register: Register, update: SparseUpdate) -> Register:
+    """Return `register` as if `update` had never been added.
+
+    Raises:
+        MergeRefused: another number of coordinates, or an update that cannot have been in it.
+    """
+    return _shifted(register, [update], -1)
+
+
+def registers_of(updates: Iterable[SparseUpdate], coordinates: int) -> Register:
+    """The register of a set of updates: `add` for each of them, without a copy for each.
+
+    Raises:
+        MergeRefused: as `add`.
+    """
+    return _shifted(empty(coordinates), updates, 1)
+
+
+def _shifted(register: Register, updates: Iterable[SparseUpdate], sign: int) -> Register:
+    units, counts = register.units.copy(), register.counts.copy()
+    for update in updates:
+        if update.coordinates != len(units):
+            raise MergeRefused(f"couldn't merge update: {update.coordinates} coordinates, the epoch has {len(units)}")
+        at = update.indices
+        sums = units[at] + sign * update.units
+        if len(at) and int(np.abs(sums).max()) > MAX_UNITS:
+            raise MergeRefused("couldn't merge update: a coordinate would leave the range of the register")
+        units[at] = sums
+        counts[at] += np.int32(sign)
+        if sign < 0 and (bool((counts[at] < 0).any()) or bool(((counts[at] == 0) & (sums != 0)).any())):
+            raise MergeRefused("couldn't remove update: it is not in the register")
+    return Register(units=units, counts=counts)
+
+
+def _contributors(sent: Units, _total: int) -> npt.NDArray[np.float64]:
+    return sent.astype(np.float64)
+
+
+def _between(sent: Units, total: int) -> npt.NDArray[np.float64]:
+    return np.sqrt((sent * total).astype(np.float64))
+
+
+def _members(sent: Units, total: int) -> npt.NDArray[np.float64]:
+    return np.full(len(sent), float(total), dtype=np.float64)
+
+
+RECIPES: Mapping[str, Divisor] = MappingProxyType(
+    {"contributor-mean/1": _contributors, "sqrt-mean/1": _between, "member-mean/1": _members}
+)
+
+
+def merge(
+    recipe: str,
+    registers: Mapping[MemberId, Register],
+    weights: Mapping[MemberId, int],
+    members: int,
+    coordinates: int,
+) -> npt.NDArray[np.float32]:
+    """Return the merged adapter vector [P] of the registers of a cut.
+
+    With S(c) the members that sent coordinate c, u their sums, w their weights and W the weight of all members:
+    contributor-mean is sum(w*u) / sum over S(c) of w; member-mean is sum(w*u) / W; sqrt-mean, between the two, is
+    sum(w*u) / sqrt(W * sum over S(c) of w), which is 1/sqrt(n*c) for equal weights. A coordinate nobody sent is 0.0.
+
+    Args:
+        recipe: a name in `RECIPES`; the charter chooses it.
+        registers: by member; one that is missing or empty has sent nothing.
+        weights: of every member with a seat, from the charter, never from a sender.
+        members: how many seats there are; `weights` must name as many.
+        coordinates: P of the epoch.
+
+    Raises:
+        MergeRefused: an unknown recipe, weights that do not fit, another P, or a sum over int64.
+    """
+    divisor = RECIPES.get(recipe)
+    if divisor is None:
+        raise MergeRefused(f"couldn't merge: unknown recipe {recipe!r}")
+    total = _total_weight(registers, weights, members)
+    sums = np.zeros(coordinates, dtype=np.int64)
+    sent = np.zeros(coordinates, dtype=np.int64)
+    bound = 0
+    for member, register in registers.items():
+        if len(register.units) != coordinates:
+            raise MergeRefused(f"couldn't merge: a register of {len(register.units)} coordinates, not {coordinates}")
+        weight = weights[member]
+        bound += weight * max(int(register.units.max(initial=0)), -int(register.units.min(initial=0)))
+        if bound >= 2**63:
+            raise MergeRefused("couldn't merge: the weighted sum could leave 64 bits")
+        sums += register.units if weight == 1 else register.units * weight
+        sent += (register.counts > 0) * np.int64(weight)
+    scaled = divisor(np.maximum(sent, 1), total) * float(2**UNIT_BITS)
+    return (sums.astype(np.float64) / scaled).astype(np.float32)
+
+
+def _total_weight(registers: Mapping[MemberId, Register], weights: Mapping[MemberId, int], members: int) -> int:
+    if len(weights) != members or not registers.keys() <= weights.keys():
+        raise MergeRefused(f"couldn't merge: weights of exactly the {members} members are expected")
+    if not all(1 <= weight <= MAX_WEIGHT for weight in weights.values()):
+        raise MergeRefused(f"couldn't merge: a weight is not in 1..{MAX_WEIGHT}")
+    total = sum(weights.values())
+    if total > MAX_WEIGHTS:
+        raise MergeRefused(f"couldn't merge: the weights sum to more than {MAX_WEIGHTS}")
+    return total
+
+
+def register_digest(register: Register) -> Digest:
+    """SHA-256 over the domain, P, units and counts (FORMAT.md, "Digests of vectors")."""
+    return _vector_digest("register", register.units.astype("<i8"), register.counts.astype("<i4"))
+
+
+def model_digest(view: npt.NDArray[np.float32]) -> Digest:
+    """SHA-256 over the domain, P and the values of an adapter vector; -0.0 counts as 0.0.
+
+    Raises:
+        MergeRefused: a value is not finite.
+    """
+    if not bool(np.isfinite(view).all()):
+        raise MergeRefused("couldn't name model: a value is not finite")
+    return _vector_digest("model", np.add(view, np.float32(0.0)).astype("<f4"))
+
+
+def _vector_digest(domain: str, *arrays: npt.NDArray[np.generic]) -> Digest:
+    state = hashlib.sha256(b"fishernet/" + domain.encode("ascii") + b"/v1\0" + len(arrays[0]).to_bytes(4, "little"))
+    for array in arrays:
+        state.update(array.tobytes())
+    return Digest(state.hexdigest())

@@ -1,0 +1,266 @@
+"""One event of a feed: its header, its signature, its salted body, and the one canonical line that carries them.
+
+The line is `{"e":header,"s":signature}`; it is the leaf of the feed's RFC 6962 tree, and its leaf hash is the `prev` of
+the next entry. The body stands beside it under a salted commitment, so it can be erased while the line stays. This
+module knows neither stores nor the meaning of event types. Invariant: an `Entry` made by `parse` or `make` carries a
+valid signature of its member.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from ledger.errors import BadCommitment
+from protocol import canon, keys
+from protocol.canon import MAX_INT, Json
+from protocol.errors import Malformed, NotCanonical, TooLarge
+from protocol.ids import ZERO, CollectiveId, Digest, EventId, MemberId, as_hex, digest
+from protocol.merkle import leaf_hash
+
+VERSION: Final = 1
+DOMAIN: Final = "entry"
+MAX_LINE: Final = 32 * 1024  # headers are forever and every member keeps them: they stay small
+MAX_BODY: Final = 256 * 1024  # charters and cuts name every member and feed: a body may be larger than a line
+MAX_SEEN: Final = 64
+SALT_BYTES: Final = 16
+
+_TYPE = re.compile(r"[a-z][a-z0-9._-]{0,63}\Z")
+_FIELDS: Final = frozenset({"v", "collective", "member", "seq", "prev", "ts", "type", "seen", "body"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A foreign head that the author had verified: entry `seq` of `member` has the leaf hash `leaf`."""
+
+    member: MemberId
+    seq: int
+    leaf: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What is signed and kept forever. `ts` (ms) is the author's claim; `seen` is ascending by member, each once."""
+
+    collective: CollectiveId
+    member: MemberId
+    seq: int
+    prev: Digest
+    ts: int
+    type: str
+    seen: tuple[Seen, ...]
+    body_hash: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Body:
+    """The content of an event: canonical bytes of an object, and the salt that keeps the commitment unguessable."""
+
+    salt: bytes
+    data: bytes
+
+    def value(self) -> dict[str, Json]:
+        """The object that `data` encodes."""
+        return canon.decode_object(self.data, max_bytes=MAX_BODY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A signed header: `line` is its exact bytes, `leaf` their RFC 6962 leaf hash, `event` the digest of the header."""
+
+    header: Header
+    signature: bytes
+    line: bytes
+    leaf: Digest
+    event: EventId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """An entry with its body; `body` is None when it was erased or withheld."""
+
+    entry: Entry
+    body: Body | None
+
+
+def make(
+    key: keys.SigningKey,
+    *,
+    collective: CollectiveId,
+    seq: int,
+    prev: Digest,
+    ts: int,
+    type: str,
+    seen: Iterable[Seen],
+    body: Json,
+    salt: bytes,
+) -> Record:
+    """Sign one event of the feed of `key`.
+
+    Law: what is made parses back, `parse(record.entry.line) == record.entry`.
+
+    Raises:
+        Malformed: a field is outside the format (TooLarge: over a limit).
+    """
+    if not isinstance(body, dict):
+        raise Malformed("couldn't make entry: a body is an object")
+    if len(salt) != SALT_BYTES:
+        raise Malformed(f"couldn't make entry: a salt has {SALT_BYTES} bytes")
+    content = Body(salt=salt, data=canon.encode(body, max_bytes=MAX_BODY))
+    header = Header(
+        collective=collective,
+        member=keys.member_id(key),
+        seq=seq,
+        prev=prev,
+        ts=ts,
+        type=type,
+        seen=tuple(sorted(seen, key=lambda s: s.member)),
+        body_hash=body_hash(content),
+    )
+    value = _header_json(header)
+    _header(value)  # what we sign, others can read
+    signed = canon.encode(value, max_bytes=MAX_LINE)
+    signature = keys.sign(key, DOMAIN, signed)
+    line = canon.encode({"e": value, "s": base64.b64encode(signature).decode("ascii")}, max_bytes=MAX_LINE)
+    return Record(entry=_entry(header, signed, signature, line), body=content)
+
+
+def parse(line: bytes) -> Entry:
+    """Read a line of another party: limits first, then format, then the signature.
+
+    Raises:
+        TooLarge, Malformed, NotCanonical: not the one spelling of an entry.
+        BadKey, BadSignature: not signed by the member it names.
+    """
+    header, signed, signature = _read(line)
+    keys.verify(header.member, DOMAIN, signed, signature)
+    return _entry(header, signed, signature, line)
+
+
+def parse_stored(line: bytes) -> Entry:
+    """Like `parse` without the signature check: only for lines that `parse` or `make` saw before they were stored."""
+    header, signed, signature = _read(line)
+    return _entry(header, signed, signature, line)
+
+
+def body_hash(body: Body) -> Digest:
+    """The commitment to a body: SHA-256(salt || data)."""
+    return Digest(hashlib.sha256(body.salt + body.data).hexdigest())
+
+
+def check_body(entry: Entry, body: Body) -> None:
+    """Check that `body` is what `entry` commits to, and readable.
+
+    Raises:
+        BadCommitment: it is another body.
+        Malformed: it is not the canonical bytes of an object (TooLarge: over a limit).
+    """
+    if len(body.data) > MAX_BODY:
+        raise TooLarge(f"couldn't take body: {len(body.data)} bytes, the limit is {MAX_BODY}")
+    if len(body.salt) != SALT_BYTES:
+        raise Malformed(f"couldn't take body: a salt has {SALT_BYTES} bytes")
+    if body_hash(body) != entry.header.body_hash:
+        raise BadCommitment(f"couldn't take body of entry {entry.header.seq}: the entry commits to another one")
+    body.value()
+
+
+def _entry(header: Header, signed: bytes, signature: bytes, line: bytes) -> Entry:
+    leaf = Digest(leaf_hash(line).hex())
+    return Entry(header=header, signature=signature, line=line, leaf=leaf, event=EventId(digest(signed)))
+
+
+def _header_json(header: Header) -> dict[str, Json]:
+    return {
+        "v": VERSION,
+        "collective": header.collective,
+        "member": header.member,
+        "seq": header.seq,
+        "prev": header.prev,
+        "ts": header.ts,
+        "type": header.type,
+        "seen": [[s.member, s.seq, s.leaf] for s in header.seen],
+        "body": header.body_hash,
+    }
+
+
+def _read(line: bytes) -> tuple[Header, bytes, bytes]:
+    value = canon.decode_object(line, max_bytes=MAX_LINE)
+    if value.keys() != {"e", "s"}:
+        raise Malformed("couldn't read entry: exactly `e` and `s` are expected")
+    event = value["e"]
+    if not isinstance(event, dict):
+        raise Malformed("couldn't read entry: `e` is an object")
+    header = _header(event)
+    return header, canon.encode(event, max_bytes=MAX_LINE), _signature(value["s"])
+
+
+def _header(value: dict[str, Json]) -> Header:
+    if value.keys() != _FIELDS:
+        raise Malformed("couldn't read entry: a header field is missing or unknown")
+    if _count(value["v"], "version") != VERSION:
+        raise Malformed(f"couldn't read entry: version {value['v']} is unknown")
+    kind = value["type"]
+    if not (isinstance(kind, str) and _TYPE.match(kind)):
+        raise Malformed("couldn't read entry: not an event type")
+    header = Header(
+        collective=CollectiveId(as_hex(value["collective"], "collective id")),
+        member=MemberId(as_hex(value["member"], "member id")),
+        seq=_count(value["seq"], "sequence number"),
+        prev=Digest(as_hex(value["prev"], "previous leaf")),
+        ts=_count(value["ts"], "time"),
+        type=kind,
+        seen=_seen(value["seen"]),
+        body_hash=Digest(as_hex(value["body"], "body commitment")),
+    )
+    if (header.seq == 0) != (header.prev == ZERO):
+        raise Malformed("couldn't read entry: the first entry, and no other, has no previous leaf")
+    if any(seen.member == header.member for seen in header.seen):
+        raise Malformed("couldn't read entry: it names its own feed as seen")
+    return header
+
+
+def _seen(value: Json) -> tuple[Seen, ...]:
+    if not isinstance(value, list):
+        raise Malformed("couldn't read entry: `seen` is a list")
+    if len(value) > MAX_SEEN:
+        raise TooLarge(f"couldn't read entry: {len(value)} seen heads, the limit is {MAX_SEEN}")
+    heads = tuple(_seen_head(item) for item in value)
+    if any(a.member >= b.member for a, b in pairwise(heads)):
+        raise NotCanonical("couldn't read entry: seen heads are ascending by member, each once")
+    return heads
+
+
+def _seen_head(value: Json) -> Seen:
+    match value:
+        case [member, seq, leaf]:
+            return Seen(
+                member=MemberId(as_hex(member, "seen member")),
+                seq=_count(seq, "seen sequence number"),
+                leaf=Digest(as_hex(leaf, "seen leaf")),
+            )
+        case _:
+            raise Malformed("couldn't read entry: a seen head is [member, seq, leaf]")
+
+
+def _count(value: Json, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_INT:
+        raise Malformed(f"couldn't read {what}: an integer from 0 to 2^53-1 is expected")
+    return value
+
+
+def _signature(value: Json) -> bytes:
+    if not isinstance(value, str):
+        raise Malformed("couldn't read signature: base64 text is expected")
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise Malformed("couldn't read signature: base64 text is expected") from None
+    if len(raw) != 64 or base64.b64encode(raw).decode("ascii") != value:
+        raise NotCanonical("couldn't read signature: not the base64 of 64 bytes")
+    return raw

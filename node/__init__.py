@@ -1,0 +1,1 @@
+"""The running node: config, swarm, sync, gate, rounds, voting, serving, HTTP API, daemon and command line."""

@@ -1,0 +1,160 @@
+"""What every command accepts and how every command answers.
+
+`--home`, `--json`, `--passphrase-file` and `-v` are accepted before and after the command's name; the later one wins.
+Invariant: with `--json` nothing but one JSON value goes to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from node.errors import IdentityError, NodeError
+from protocol.canon import Json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from node.home import Home
+
+F = TypeVar("F", bound=Callable[..., Any])
+_KEY = "fishernet."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """The common options of the command that runs now."""
+
+    home_path: Path
+    json: bool
+    verbose: int
+    passphrase_file: Path | None
+
+    def home(self) -> Home:
+        """The home that was named (raises NotAHome)."""
+        from node.home import Home
+
+        return Home.open(self.home_path)
+
+    def passphrase(self, home: Home | None = None) -> str | None:
+        """The passphrase: from --passphrase-file, FISHERNET_PASSPHRASE, or typed when `home` is locked; else None."""
+        if self.passphrase_file is not None:
+            return _read_passphrase(self.passphrase_file)
+        if (given := os.environ.get("FISHERNET_PASSPHRASE")) is not None:
+            return given or None
+        if home is None or not sys.stdin.isatty():
+            return None
+        from node import identity
+
+        if not identity.is_locked(home):
+            return None
+        return str(click.prompt(f"Passphrase of {home.path}", hide_input=True, err=True))
+
+    def ask(self, name: str, **args: Json) -> Json:
+        """Do `name` on the home that was named: in its daemon when it runs, else offline. None arguments are left out."""
+        from node import commands
+
+        home = self.home()
+        given = {key: value for key, value in args.items() if value is not None}
+        return commands.run(home, name, given, passphrase=lambda: self.passphrase(home))
+
+    def answer(self, result: Json, show: Callable[[Console, Any], None]) -> None:
+        """Print `result`: as JSON for programs, by `show` for people."""
+        if self.json:
+            print(json.dumps(result, ensure_ascii=False))
+            return
+        show(console(), result)
+
+
+def here() -> Invocation:
+    """The common options of the command that runs now, wherever on the line they stood."""
+    meta = click.get_current_context().meta
+    home = meta.get(_KEY + "home") or os.environ.get("FISHERNET_HOME") or "~/.fishernet"
+    file = meta.get(_KEY + "passphrase_file")
+    return Invocation(
+        home_path=Path(home).expanduser(),
+        json=bool(meta.get(_KEY + "json")),
+        verbose=int(meta.get(_KEY + "verbose", 0)),
+        passphrase_file=Path(file) if file else None,
+    )
+
+
+def accepts_common(function: F) -> F:
+    """Give a command the common options; the function itself gets none of them and calls `here`."""
+    for option in (
+        click.option("-v", "--verbose", count=True, expose_value=False, callback=_keep, help="Say more; -vv even more."),
+        click.option(
+            "--passphrase-file",
+            metavar="FILE",
+            type=click.Path(dir_okay=False),
+            expose_value=False,
+            callback=_keep,
+            help="Read the passphrase of the ledger key from FILE. Else: $FISHERNET_PASSPHRASE, else it is asked for.",
+        ),
+        click.option("--json", is_flag=True, expose_value=False, callback=_keep, help="Print one JSON value."),
+        click.option(
+            "--home",
+            metavar="DIR",
+            type=click.Path(file_okay=False),
+            expose_value=False,
+            callback=_keep,
+            help="The node's directory. Else: $FISHERNET_HOME, else ~/.fishernet.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether errors are wanted as JSON; known before the line is parsed, because that may fail too."""
+    stop = arguments.index("--") if "--" in arguments else len(arguments)
+    return "--json" in arguments[:stop]
+
+
+def console() -> Console:
+    """Where results for people go."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def progress_console() -> Console:
+    """Where progress goes: stderr, and nothing at all unless it is a terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=not sys.stderr.isatty())
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    if value:
+        ctx.meta[f"{_KEY}{param.name}"] = value
+
+
+def _read_passphrase(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        cause = e.strerror if isinstance(e, OSError) else "not UTF-8"
+        raise IdentityError(f"couldn't read passphrase file {path}: {cause}") from None
+    passphrase = text.removesuffix("\n").removesuffix("\r")
+    if not passphrase or "\n" in passphrase:
+        raise IdentityError(f"couldn't use passphrase file {path}: one line with the passphrase is expected")
+    return passphrase
+
+
+def table_of(result: Json) -> Mapping[str, Any]:
+    """`result` as an object.
+
+    Raises:
+        NodeError: it is none; the daemon is of another version.
+    """
+    if not isinstance(result, dict):
+        raise NodeError("couldn't show the answer: an object is expected", hint="restart the daemon after an upgrade")
+    return result

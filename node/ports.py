@@ -1,0 +1,199 @@
+"""The seams of the node: what the sync, the rounds and the API need from the network, the engine and the trainer.
+
+Protocols and the plain values that cross them; no behaviour, no imports of a library behind a port. Only bytes and peer
+ids cross `Network`. Nothing else in the four packages declares a Protocol class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from protocol.canon import Json
+from protocol.ids import Digest, PeerId
+
+
+# -- network ---------------------------------------------------------------------------------------------------------
+class Stream(Protocol):
+    """One bidirectional byte stream to an authenticated peer; every call has a deadline inside."""
+
+    @property
+    def peer(self) -> PeerId:
+        """The other end, as the transport authenticated it."""
+        ...
+
+    async def read(self, size: int) -> bytes:
+        """Exactly `size` bytes. Raises StreamEnded when the stream ends or stalls before."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send `data`; returns when the peer has taken enough of it. Raises StreamEnded."""
+        ...
+
+
+Handler: TypeAlias = Callable[[Stream], Awaitable[None]]
+Announced: TypeAlias = Callable[[bytes], None]
+PeersChanged: TypeAlias = Callable[[frozenset[PeerId]], None]
+
+
+class Network(Protocol):
+    """Moves bytes between peers. Announcements are hints that may be lost; streams are exact or fail."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Our own peer id."""
+        ...
+
+    def peers(self) -> frozenset[PeerId]:
+        """Peers connected now."""
+        ...
+
+    def add_handler(self, protocol: str, handler: Handler) -> None:
+        """Serve `protocol`, in this and every later life of the transport."""
+        ...
+
+    def subscribe(self, topic: str, announced: Announced) -> None:
+        """Call `announced` with every announcement on `topic`."""
+        ...
+
+    def on_peers(self, changed: PeersChanged) -> None:
+        """Call `changed` with the connected peers whenever the set changes."""
+        ...
+
+    async def publish(self, topic: str, data: bytes) -> bool:
+        """Announce `data`; False when it was dropped because the transport is down."""
+        ...
+
+    def open(self, peer: PeerId, protocol: str) -> AbstractAsyncContextManager[Stream]:
+        """Open a stream, closed at the end of the block. Raises PeerUnreachable."""
+        ...
+
+    def want(self, peers: Iterable[PeerId]) -> None:
+        """Keep a connection to each of these, found by remembered addresses or by rendezvous."""
+        ...
+
+
+# -- engine ----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """One version of one model, as a request binds to it. `name` is the canonical name, never an alias."""
+
+    name: str  # "base" | "view" | "release-<height>"
+    digest: Digest  # the release, for a view the view's model digest, for the base the base digest
+    vector: Path | None  # float32 [coordinates] .npy; None: the bare base
+    model: Digest | None = None  # digest of the vector; checked when it is loaded
+    height: int | None = None
+    created: int = 0  # seconds since 1970
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """A conversation to answer."""
+
+    messages: tuple[Mapping[str, str], ...]  # {"role": "system"|"user"|"assistant", "content": ...}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """A prompt that is tokenised already."""
+
+    ids: tuple[int, ...]
+
+
+Prompt: TypeAlias = str | Chat | Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to draw tokens. `temperature` 0 is greedy; answer i of `n` is drawn with `seed` + i."""
+
+    max_tokens: int | None = None  # None: the engine's own limit, or what the context leaves
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Some text of answer `index`; `finish` on the last piece of an answer says why it ended."""
+
+    text: str
+    index: int = 0
+    finish: str | None = None  # "stop" | "length"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """The end of a request: what it cost in tokens, over all its answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Engine(Protocol):
+    """Generates text with the base model and any number of adapter versions."""
+
+    def models(self) -> Sequence[ServedModel]:
+        """Every version that can be asked for now, base first."""
+        ...
+
+    def find(self, name: str) -> ServedModel:
+        """What "base", "view", "latest", "release-<height>" or a digest stands for now. Raises UnknownModel."""
+        ...
+
+    async def set_view(self, view: Digest, vector: Path) -> None:
+        """Serve this vector as "view" from now on; running requests end on the version they began with."""
+        ...
+
+    async def set_release(self, height: int, release: Digest, vector: Path, *, model: Digest | None = None) -> None:
+        """Serve a release under its height and digest, and as "latest" when it is the highest."""
+        ...
+
+    def generate(self, model: ServedModel, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece | Usage, None]:
+        """Stream the answers; the last value is a Usage. Raises ContextTooLong, JobRefused, Busy, ChildDied."""
+        ...
+
+
+# -- trainer ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """One local run: rows of `datasets` in `rows`, from the view in `view` (None: B = 0), results into `out`."""
+
+    rows: Path
+    datasets: tuple[str, ...]
+    view: Path | None
+    out: Path
+    settings: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a run leaves: float32 [coordinates] vectors on disk, and what it cost."""
+
+    theta: Path
+    fisher: Path
+    tokens: int
+    seconds: float
+
+
+class Trainer(Protocol):
+    """Trains and evaluates in another process; a crash costs one run."""
+
+    async def load(self, model: Path, spec: Mapping[str, Json]) -> None:
+        """Load the base model and attach the adapter shape."""
+        ...
+
+    async def train(self, job: TrainJob, on_event: Callable[[Mapping[str, Json]], None]) -> Trained:
+        """Run one job; `on_event` gets each step. Raises Retry when the worker was lost."""
+        ...
+
+    async def evaluate(
+        self, *, rows: Path, datasets: Sequence[str], views: Mapping[str, Path | None], max_rows: int
+    ) -> Mapping[str, Mapping[str, Json]]:
+        """Held-out loss of each view: name -> {nats, tokens, rows, accuracy}."""
+        ...

@@ -1,0 +1,62 @@
+"""Ed25519 signing and verification with domain separation (RFC 8032; libsodium's strict rules).
+
+A signature covers `b"fishernet/<domain>/v1\\0" + message`, so no signature of one kind can be replayed as another.
+Only PyNaCl verifies: other libraries accept signatures that libsodium refuses. Keys that are not valid points are refused.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from nacl.bindings import crypto_core_ed25519_is_valid_point
+from nacl.exceptions import BadSignatureError
+from nacl.signing import SigningKey, VerifyKey
+
+from protocol.errors import BadKey, BadSignature
+from protocol.ids import MemberId, as_hex
+
+__all__ = ["SigningKey", "admit", "member_id", "sign", "verify"]
+
+
+def member_id(key: SigningKey) -> MemberId:
+    """The member id named by a signing key."""
+    return MemberId(bytes(key.verify_key).hex())
+
+
+@functools.lru_cache(maxsize=4096)
+def admit(public_hex: str) -> VerifyKey:
+    """Return the verification key behind a member id or transport key.
+
+    Raises:
+        Malformed: not 64 hex digits.
+        BadKey: not a valid point of the prime-order subgroup (low order, identity, off the curve).
+    """
+    raw = bytes.fromhex(as_hex(public_hex, "public key"))
+    if not crypto_core_ed25519_is_valid_point(raw):
+        raise BadKey(f"couldn't admit key {public_hex[:12]}: not a valid Ed25519 point")
+    return VerifyKey(raw)
+
+
+def _framed(domain: str, message: bytes) -> bytes:
+    return b"fishernet/" + domain.encode("ascii") + b"/v1\0" + message
+
+
+def sign(key: SigningKey, domain: str, message: bytes) -> bytes:
+    """Sign `message` in `domain`; returns 64 bytes. Law: `verify(member_id(key), domain, message, sign(...))` passes."""
+    return bytes(key.sign(_framed(domain, message)).signature)
+
+
+def verify(public_hex: str, domain: str, message: bytes, signature: bytes) -> None:
+    """Check a signature made by `sign`.
+
+    Raises:
+        BadKey: the key is not acceptable.
+        BadSignature: it does not verify.
+    """
+    key = admit(public_hex)
+    if len(signature) != 64:
+        raise BadSignature(f"couldn't verify {domain} of {public_hex[:12]}: a signature has 64 bytes")
+    try:
+        key.verify(_framed(domain, message), signature)
+    except BadSignatureError:
+        raise BadSignature(f"couldn't verify {domain} of {public_hex[:12]}: the signature is wrong") from None

@@ -1,0 +1,209 @@
+"""Members on paper: real keys, real entries and the real fold, with a hand-driven clock and a hand-driven mail."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass, field, replace
+
+from ledger import charter as charters
+from ledger import events, rules, votes
+from ledger.charter import Charter
+from ledger.collective import Collective
+from ledger.cuts import Amendment, Cut, RegisterDigest
+from ledger.entry import Record, Seen, make
+from ledger.votes import Accept, Commit, Enter, Judge, Judgement, Moment, Object, Propose
+from protocol.ids import ZERO, CollectiveId, Digest, MemberId, digest
+from protocol.keys import SigningKey, member_id
+
+
+def key(name: str) -> SigningKey:
+    return SigningKey(hashlib.sha256(name.encode()).digest())
+
+
+def charter_of(names: list[str], *, faults: int | None = None, timeout_ms: int = 1000, **roles: str) -> Charter:
+    seats = sorted(
+        (charters.Member(id=member_id(key(n)), name=n, role=roles.get(n, "contributor")) for n in names),
+        key=lambda m: m.id,
+    )
+    voters = sum(s.votes for s in seats)
+    return charters.parse(
+        Charter(
+            name="paper",
+            nonce=digest(b"nonce"),
+            base=charters.Base(name="tiny", digest=digest(b"base")),
+            adapter=charters.Adapter(rank=2, alpha=2, targets=("q_proj",), seed=digest(b"seed"), coordinates=64),
+            update=charters.Update(density_ppm=200_000, value_bits=8, block=16),
+            recipe="contributor-mean/1",
+            gate=charters.Gate(max_blob_bytes=4096, norm_cap_micro=10**9, tolerance_centinats=2, held_out_min=0),
+            release=charters.Release(wait_for=len(names), patience_ms=1000, timeout_ms=timeout_ms),
+            members=tuple(seats),
+            faults=charters.default_faults(voters) if faults is None else faults,
+        ).to_json()
+    )
+
+
+@dataclass
+class PaperMember:
+    """One member: its key, its own feed, and what it has received of everybody's."""
+
+    name: str
+    collective: CollectiveId
+    fold: Collective = field(init=False)
+    feed: list[Record] = field(default_factory=list)
+    attempt: int = 0
+    entered: int = 0
+    judged: dict[Digest, Judgement] = field(default_factory=dict)
+    picky: bool = False
+
+    def __post_init__(self) -> None:
+        self.fold = Collective(self.collective)
+
+    @property
+    def id(self) -> MemberId:
+        return member_id(key(self.name))
+
+    def say(self, event: events.Event, now: int = 0) -> Record:
+        prev = self.feed[-1].entry.leaf if self.feed else ZERO
+        seen = [
+            Seen(member=m, seq=n - 1, leaf=self.fold.leaves[m][n - 1]) for m, n in self.fold.sizes.items() if m != self.id
+        ]
+        record = make(
+            key(self.name),
+            collective=self.collective,
+            seq=len(self.feed),
+            prev=prev,
+            ts=now,
+            type=event.TYPE,
+            seen=seen,
+            body=event.to_json(),
+            salt=hashlib.sha256(f"{self.name}{len(self.feed)}".encode()).digest()[:16],
+        )
+        self.feed.append(record)
+        self.fold.apply(record)
+        return record
+
+    def publish(self, now: int = 0) -> Record:
+        number = len(self.fold.contributions.get(self.id, [])) + 1
+        blob = digest(f"{self.name}/{number}".encode())
+        return self.say(events.Published(epoch=self.fold.charter.epoch_id, number=number, blob=blob, size=100), now)
+
+    def restart(self) -> None:
+        """Lose everything but the own feed, as after a kill."""
+        self.fold = Collective(self.collective)
+        self.fold.apply_all(self.feed)
+        self.attempt, self.judged = votes.starting_attempt(self.fold.tally, self.id), {}
+
+    def step(self, now: int) -> bool:
+        """Do one act; True when something was written or changed."""
+        fold = self.fold
+        if not fold.known:
+            return False
+        height = fold.height
+        moment = Moment(
+            attempt=self.attempt,
+            elapsed_ms=now - self.entered,
+            due=bool(fold.pending()) or bool(fold.ripe_amendments()),
+            judged=self.judged,
+        )
+        act = votes.act(fold, self.id, moment)
+        match act:
+            case Propose():
+                value = fold.tally.values[act.digest] if act.digest else self.draft()
+                self.say(
+                    events.Proposed(
+                        height=height, attempt=act.attempt, valid_attempt=act.valid_attempt, value=value.to_json()
+                    ),
+                    now,
+                )
+            case Judge():
+                check = rules.check(fold, act.proposal.value)
+                if isinstance(check, rules.Lacking):
+                    return False
+                sound = isinstance(check, rules.Fits)
+                self.judged[act.proposal.digest] = Judgement(
+                    sound=sound, accept=sound and not self.picky, reason="" if sound else getattr(check, "reason", "")
+                )
+                if self.picky:
+                    self.judged[act.proposal.digest] = Judgement(sound=sound, accept=False, reason="worse")
+            case Accept():
+                self.say(events.Accepted(height=height, attempt=act.attempt, digest=act.digest), now)
+            case Object():
+                self.say(
+                    events.Objected(height=height, attempt=act.attempt, digest=act.digest, reason=act.reason), now
+                )
+            case Commit():
+                self.say(events.Committed(height=height, attempt=act.attempt, digest=act.digest), now)
+            case Enter():
+                self.attempt, self.entered = act.attempt, now
+            case _:
+                return False
+        if fold.height != height:
+            self.attempt, self.entered = 0, now
+        return True
+
+    def draft(self) -> Cut | Amendment:
+        fold = self.fold
+        ripe = fold.ripe_amendments()
+        place = rules.place(fold, fold.sizes)
+        if ripe:
+            return Amendment(place=place, proposal=ripe[0].source.event, change=ripe[0].change)
+        previous = fold.current_cut()
+        excluded = (*(previous.excluded if previous else ()), *rules.refused(fold, fold.sizes))
+        cut = Cut(
+            place=place,
+            number=len(fold.releases) + 1,
+            parent_release=fold.releases[-1].digest if fold.releases else None,
+            epoch=fold.charter.epoch_id,
+            last=rules.last_of(fold, place),
+            excluded=tuple(sorted(excluded, key=lambda x: x.event)),
+            recipe=fold.charter.recipe,
+            registers=(),
+            model=digest(b"model"),
+        )
+        registers = tuple(RegisterDigest(member=m, digest=digest(m.encode())) for m in sorted(fold.in_cut(cut)))
+        return replace(cut, registers=registers)
+
+
+@dataclass
+class Paper:
+    """A collective on paper: mail is delivered in a random order, and never to the dead."""
+
+    members: dict[str, PaperMember]
+    random: random.Random
+    now: int = 0
+    dead: set[str] = field(default_factory=set)
+    slow: float = 0.0
+
+    @classmethod
+    def found(cls, names: list[str], seed: int = 0, **options: object) -> Paper:
+        charter = charter_of(names, **options)  # type: ignore[arg-type]
+        collective = charters.collective_id(charter)
+        paper = cls({n: PaperMember(n, collective) for n in names}, random.Random(seed))
+        paper.members[names[0]].say(events.Genesis(charter=charter.to_json()))
+        paper.deliver_all()
+        return paper
+
+    def alive(self) -> list[PaperMember]:
+        return [m for n, m in self.members.items() if n not in self.dead]
+
+    def deliver_all(self) -> None:
+        for to in self.alive():
+            for source in self.members.values():
+                to.fold.apply_all(source.feed)
+                to.entered = to.entered or self.now
+
+    def run(self, until: int, ms: int = 300_000) -> None:
+        """Let time pass until every living member has decided `until` heights (or `ms` have passed)."""
+        end = self.now + ms
+        while self.now < end and any(len(m.fold.decisions) < until for m in self.alive()):
+            member = self.random.choice(self.alive())
+            if self.random.random() >= self.slow:
+                for source in self.random.sample(self.alive(), len(self.alive())):
+                    if self.random.random() < 0.7:
+                        height = member.fold.height
+                        member.fold.apply_all(source.feed)
+                        if member.fold.height != height:
+                            member.attempt, member.entered = 0, self.now
+            if not member.step(self.now):
+                self.now += self.random.randint(1, 60)
