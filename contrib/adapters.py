@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,11 +138,13 @@ def attach(model: Any, spec: AdapterSpec, *, name: str = "default") -> Any:
     config = LoraConfig(
         r=spec.rank, lora_alpha=spec.alpha, target_modules=found, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )
-    if isinstance(model, PeftModel):
-        model.add_adapter(name, config)
-        peft = model
-    else:
-        peft = get_peft_model(model, config, adapter_name=name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5.23 for a renamed attribute
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+            peft = model
+        else:
+            peft = get_peft_model(model, config, adapter_name=name)
     _fill_a(peft, spec, name)
     return peft
 

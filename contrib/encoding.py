@@ -58,6 +58,7 @@ class Codec:
     """What encoding needs of a tokenizer; `codec_of` makes it from a transformers tokenizer."""
 
     tokens: Callable[[str], Sequence[int]]  # no special token is added; those in the text are recognised
+    start: tuple[int, ...]  # what the tokenizer puts before every sequence: its begin token, or nothing
     eos: int
     eos_text: str
     pad: int
@@ -78,12 +79,18 @@ def codec_of(tokenizer: PreTrainedTokenizerBase) -> Codec:
         return ids
 
     def render(turns: Turns, opens: bool) -> str:
-        text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=opens)
-        return str(text)
+        from jinja2 import TemplateError
 
-    pad = tokenizer.pad_token_id
+        try:
+            return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=opens))
+        except TemplateError as e:  # many templates refuse a system role or two turns of one side
+            raise TokenizerUnfit(f"couldn't write chat: the model's chat template refuses it ({e})") from None
+
+    pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
+    begins = bos is not None and list(tokenizer("")["input_ids"][:1]) == [bos]
     return Codec(
         tokens=tokens,
+        start=(int(bos),) if begins else (),
         eos=int(tokenizer.eos_token_id),
         eos_text=str(tokenizer.eos_token),
         pad=int(tokenizer.eos_token_id if pad is None else pad),
@@ -109,7 +116,7 @@ def encode(rows: Iterable[Row], codec: Codec, *, length: int) -> Iterator[Encode
             if (single := encode_one(row, codec, length=length)) is not None:
                 yield single
             continue
-        waiting += [*codec.tokens(row.text), codec.eos]
+        waiting += [*codec.start, *codec.tokens(row.text), codec.eos]
         while len(waiting) >= length:
             yield _all_loss(waiting[:length])
             del waiting[:length]
@@ -120,7 +127,7 @@ def encode(rows: Iterable[Row], codec: Codec, *, length: int) -> Iterator[Encode
 def encode_one(row: Row, codec: Codec, *, length: int) -> Encoded | None:
     """One row as one sequence, cut to `length`; None when nothing in it could carry loss."""
     if row.kind == "text":
-        whole = _all_loss([*codec.tokens(row.text), codec.eos][:length])
+        whole = _all_loss([*codec.start, *codec.tokens(row.text), codec.eos][:length])
         return whole if len(whole.ids) > 1 else None
     pieces = _pair(row, codec) if row.kind == "pair" else _chat(row.messages, codec)
     ids, loss = list[int](), list[bool]()
@@ -134,7 +141,7 @@ def encode_one(row: Row, codec: Codec, *, length: int) -> Encoded | None:
     return _cut(ids, loss, length)
 
 
-def prompt(turns: Sequence[Message], codec: Codec) -> str:
+def chat_prompt(turns: Sequence[Message], codec: Codec) -> str:
     """The text after which the model answers these turns: the same in training and in serving."""
     return _rendered(turns, codec, opens=True)
 
@@ -160,21 +167,22 @@ def _all_loss(ids: Sequence[int]) -> Encoded:
 def _pair(row: Row, codec: Codec) -> list[tuple[Sequence[int], bool]]:
     if not row.completion:
         return []
-    return [(codec.tokens(row.prompt), False), ([*codec.tokens(row.completion), codec.eos], True)]
+    return [([*codec.start, *codec.tokens(row.prompt)], False), ([*codec.tokens(row.completion), codec.eos], True)]
 
 
 def _chat(messages: Sequence[Message], codec: Codec) -> list[tuple[Sequence[int], bool]]:
     """Pieces of the rendered chat; each is tokenized by itself, so no token straddles an answer's border.
 
     The borders are lengths of rendered prefixes. A template that renders earlier turns differently once others follow
-    (some drop old reasoning) leaves those answers without loss; the last answer must be found.
+    (some drop old reasoning) leaves those answers without loss; the last answer must be found. An opening line of the
+    assistant answers nothing: it is context.
     """
     last = max(i for i, m in enumerate(messages) if m.role == "assistant")
     whole = _rendered(messages[: last + 1], codec, opens=False)
-    pieces: list[tuple[Sequence[int], bool]] = []
+    pieces: list[tuple[Sequence[int], bool]] = [] if codec.render else [(codec.start, False)]
     done = 0
     for i, message in enumerate(messages[: last + 1]):
-        if message.role != "assistant" or not message.content.strip():
+        if i == 0 or message.role != "assistant" or not message.content.strip():
             continue
         before = _rendered(messages[:i], codec, opens=True)
         after = _rendered(messages[: i + 1], codec, opens=False)

@@ -88,9 +88,7 @@ def read(
     """
     chosen = format or _format_of(path)
     if text_field and (prompt_field or completion_field):
-        raise UnreadableFile(
-            f"couldn't read {path.name}: choose a text field or prompt and completion fields, not both"
-        )
+        raise BadRows(f"couldn't read {path.name}: choose a text field or prompt and completion fields, not both")
     names = _Names(text=text_field, prompt=prompt_field, completion=completion_field)
     kind = None
     for place, row in _rows(path, chosen, names):
@@ -215,10 +213,13 @@ def _parquet(path: Path, names: _Names) -> Iterator[tuple[Place, Record]]:
     import polars
 
     try:
-        columns = [name for name in polars.read_parquet_schema(path) if name in names.columns()]
+        schema = polars.read_parquet_schema(path)
+        columns = [name for name in schema if name in names.columns()]
         table = polars.read_parquet(path, columns=columns)
     except (polars.exceptions.PolarsError, OSError) as e:
         raise UnreadableFile(f"couldn't read {path.name}: {str(e).splitlines()[0]}") from None
+    if not columns:
+        yield f"{path.name}:row 1", dict.fromkeys(schema)  # so that the refusal names the columns that are there
     number = 0
     for part in table.iter_slices(_SLICE):
         for record in part.iter_rows(named=True):

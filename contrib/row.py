@@ -51,10 +51,9 @@ class Row:
         return digest(self.canonical())
 
     def split_key(self) -> Digest:
-        """What the held-out draw looks at: the content of a text, all that stands before the first answer otherwise."""
-        if self.kind == "text":
-            return self.digest()
-        return digest_of(self._opening(), max_bytes=MAX_ROW_BYTES)
+        """What the held-out draw looks at: the question where there is one (see `_question`), else the content."""
+        question = self._question()
+        return digest_of(question, max_bytes=MAX_ROW_BYTES) if question else self.digest()
 
     def answer(self) -> str | None:
         """The completion, or the last assistant message; None for a text."""
@@ -82,10 +81,12 @@ class Row:
             return {"completion": self.completion, "prompt": self.prompt}
         return {"messages": [{"content": m.content, "role": m.role} for m in self.messages]}
 
-    def _opening(self) -> Json:
-        if self.kind == "pair":
-            return self.prompt
-        first = next(i for i, m in enumerate(self.messages) if m.role == "assistant")
+    def _question(self) -> Json:
+        """The prompt, or the turns before the first answer to a user; falsy for texts and answers to nothing."""
+        roles = [m.role for m in self.messages]
+        if "user" not in roles or "assistant" not in roles[roles.index("user") :]:
+            return self.prompt if self.prompt.strip() else None
+        first = roles.index("assistant", roles.index("user"))
         return [[m.role, m.content] for m in self.messages[:first]]
 
 

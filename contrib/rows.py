@@ -34,7 +34,7 @@ from contrib.errors import (
     UnknownDataset,
 )
 from contrib.row import MAX_ROW_BYTES, ROLES, Kind, Message, Row, chat_row, pair_row, stored_row, text_row
-from contrib.rows_file import connect, transaction, translated
+from contrib.rows_file import connect, forget_deleted, transaction, translated
 from contrib.splitting import Part
 from protocol.ids import Digest
 from protocol.merkle import Frontier
@@ -143,6 +143,8 @@ class RowStore:
             self._refuse_straddling(dataset)
             summary = self._summarise(dataset, share, duplicates + (before.duplicates if before else 0))
             self._save(summary)
+        if if_exists == "replace":
+            forget_deleted(self._db.conn)
         return summary
 
     def remove(self, dataset: str) -> None:
@@ -155,7 +157,7 @@ class RowStore:
             with transaction(self._db.conn):
                 self.summary(dataset)
                 self._delete(dataset)
-            self._db.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            forget_deleted(self._db.conn)
 
     def datasets(self) -> list[DatasetSummary]:
         """The summaries of all data sets, by name."""

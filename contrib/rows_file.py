@@ -6,6 +6,7 @@ files inherit it); deleted bytes are overwritten; a file of another program or o
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -43,9 +44,13 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
         RowsDamaged: missing (read-only), not a row store, or of another version.
         RowsBusy: another process is creating it.
     """
-    with translated(f"open row store {path}"):
-        if not read_only:
+    if not read_only:
+        try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as e:
+            kind = RowsFull if e.errno == errno.ENOSPC else RowsDamaged
+            raise kind(f"couldn't open row store {path}: {e.strerror}") from None
+    with translated(f"open row store {path}"):
         uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
         connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)
         try:
@@ -68,17 +73,24 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def forget_deleted(connection: sqlite3.Connection) -> None:
+    """Move the journal into the database, so that deleted rows are overwritten there too (once no reader holds it)."""
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 @contextmanager
 def translated(task: str) -> Iterator[None]:
-    """Turn errors of SQLite and of the file system into ours; `task` completes "couldn't ...".
+    """Turn errors of SQLite into ours; `task` completes "couldn't ...".
 
     Raises:
         RowsBusy, RowsFull, RowsDamaged: see `contrib.errors`.
     """
     try:
         yield
+    except sqlite3.ProgrammingError:  # a closed store, another thread: the caller's mistake
+        raise
     except sqlite3.DatabaseError as e:
-        code = e.sqlite_errorcode & 0xFF if hasattr(e, "sqlite_errorcode") else sqlite3.SQLITE_ERROR
+        code = getattr(e, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the part without the extension
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise RowsBusy(f"couldn't {task}: another process is writing to the row store; try again") from e
         if code == sqlite3.SQLITE_FULL:

@@ -28,7 +28,7 @@ _BITS = {
 }  # fmt: skip
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 # Keys that say who saved the model and how it is loaded, not what it computes.
-_VOLATILE = frozenset({"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "_commit_hash"})
+_VOLATILE = frozenset({"transformers_version", "dtype", "torch_dtype", "use_cache"})
 
 Watch = Callable[[float], None]
 
@@ -184,8 +184,14 @@ def _hash_range(tensor: Tensor) -> str:
     return hashed.hexdigest()
 
 
-def _lasting(config: Mapping[str, object]) -> dict[str, object]:
-    return {key: value for key, value in config.items() if key not in _VOLATILE and value is not None}
+def _lasting(value: object) -> object:
+    # Without what only tells who saved the model; floats in six digits, for a saver may or may not widen a float32.
+    if isinstance(value, Mapping):
+        kept = {str(key): _lasting(part) for key, part in value.items() if part is not None}
+        return {key: part for key, part in kept.items() if key not in _VOLATILE and not key.startswith("_")}
+    if isinstance(value, list):
+        return [_lasting(part) for part in value]
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _hash_value(value: object) -> str:

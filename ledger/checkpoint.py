@@ -99,7 +99,7 @@ def assemble(collective: CollectiveId, member: MemberId, size: int, root: Digest
     """
     text = _text(collective, member, size, root)
     name = origin(collective, member)
-    mark = base64.b64encode(_key_id(name, member) + signature).decode("ascii")
+    mark = base64.b64encode(key_id(name, member) + signature).decode("ascii")
     note = text + f"\n\u2014 {name} {mark}\n".encode()
     return Head(collective=collective, member=member, size=size, root=root, note=note)
 
@@ -113,10 +113,11 @@ def verifier_key(collective: CollectiveId, member: MemberId) -> str:
     """The verifier key of a feed in the form that signed-note tools take: `name+key id+base64(0x01 || public key)`."""
     name = origin(collective, member)
     public = base64.b64encode(ALGORITHM + bytes.fromhex(member)).decode("ascii")
-    return f"{name}+{_key_id(name, member).hex()}+{public}"
+    return f"{name}+{key_id(name, member).hex()}+{public}"
 
 
-def _key_id(name: str, member: MemberId) -> bytes:
+def key_id(name: str, member: MemberId) -> bytes:
+    """The four bytes by which a signed note names the Ed25519 key `member` under the key name `name`."""
     return hashlib.sha256(name.encode("ascii") + b"\n" + ALGORITHM + bytes.fromhex(member)).digest()[:4]
 
 

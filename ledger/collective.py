@@ -6,6 +6,7 @@ way: what follows (charter, decisions, contributions and their fate) depends onl
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -145,6 +146,20 @@ class Collective:
         """The votes at any height."""
         return self._tallies.get(height) or Tally(height)
 
+    @property
+    def charters(self) -> tuple[Charter, ...]:
+        """Every charter that was in force, oldest first."""
+        return tuple(self._charters)
+
+    def weights(self, charter: Charter, also: Iterable[MemberId] = ()) -> dict[MemberId, int]:
+        """Merge weights of the charter's contributors, and of former ones in `also` as their last seat had it."""
+        weights = {m.id: m.weight for m in charter.contributors}
+        for member in also:
+            if member not in weights:
+                seats = [c.member(member) for c in self._charters]
+                weights[member] = next((s.weight for s in reversed(seats) if s), 1)
+        return weights
+
     def ever_members(self) -> set[MemberId]:
         """Everybody who has, or had, a seat: their feeds are part of the record."""
         return {m.id for c in self._charters for m in c.members}
@@ -191,6 +206,13 @@ class Collective:
             if e not in done and len(voters & set(self.approvals.get(e, {}))) >= self.charter.quorum
         ]
         return sorted((a for a in ripe if self._applies(a)), key=lambda a: (a.source.ts, a.source.event))
+
+    def before(self, height: int) -> Collective:
+        """The same entries as they stood before a height was decided; shares everything but the decisions."""
+        past = copy.copy(self)
+        past.decisions = self.decisions[: height - 1]
+        past._charters = self._charters[:height]
+        return past
 
     # -- the fold ----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Reads the ledger file: feeds, entries, bodies, signed heads, fork proofs, state. Writes nothing.
 
 What lies in the file was verified when it was taken and is trusted here; the audit alone trusts it for nothing and uses
-`raw` and `all_heads`. Knows no keys and no network. Threads may share a reader: one lock serialises them.
+the `raw` methods. Knows no keys and no network. Threads may share a reader: one lock serialises them.
 """
 
 from __future__ import annotations
@@ -85,15 +85,21 @@ class Reader:
         )
         return [head_of(collective, *row) for row in found]
 
-    def all_heads(self, collective: CollectiveId, member: MemberId) -> list[Head]:
-        """Every signed head held of one feed, ascending by size; as stored, for the audit."""
-        found = self._rows(
-            "SELECT member, size, root, signature FROM heads JOIN feeds ON id = feed"
+    def raw_heads(self, collective: CollectiveId, member: MemberId) -> list[tuple[int, bytes, bytes]]:
+        """Every stored head of one feed as (size, root, signature), ascending by size; trusted for nothing."""
+        return self._rows(
+            "SELECT size, root, signature FROM heads JOIN feeds ON id = feed"
             " WHERE collective = ? AND member = ? ORDER BY size",
             collective,
             member,
         )
-        return [head_of(collective, *row) for row in found]
+
+    def raw_proofs(self, collective: CollectiveId, member: MemberId) -> list[bytes]:
+        """The stored fork proof of one feed, if any; trusted for nothing."""
+        found = self._rows(
+            "SELECT proof FROM forks JOIN feeds ON id = feed WHERE collective = ? AND member = ?", collective, member
+        )
+        return [row[0] for row in found]
 
     def records(self, collective: CollectiveId, member: MemberId, start: int = 0, limit: int = CHUNK) -> list[Record]:
         """Entries `start .. start + limit - 1` of a feed with their bodies, as far as they are held.

@@ -114,6 +114,12 @@ def starting_attempt(tally: Tally, me: MemberId) -> int:
     return max(0, tally.latest_attempt(me))
 
 
+def started(collective: Collective, attempt: int, *, due: bool) -> bool:
+    """Whether the clock of an attempt runs: there is something to decide, or somebody has spoken."""
+    tally = collective.tally
+    return due or attempt > 0 or bool(tally.proposals.get(attempt)) or bool(tally.firsts.get(attempt))
+
+
 def act(collective: Collective, me: MemberId, moment: Moment) -> Act:
     """The next act of voter `me` at the collective's next height.
 
@@ -130,13 +136,13 @@ def act(collective: Collective, me: MemberId, moment: Moment) -> Act:
     leader = proposer(charter, collective.id, collective.height, attempt)
     proposal = tally.proposals.get(attempt, {}).get(leader)
     limit = timeout_ms(charter, attempt)
-    started = moment.due or attempt > 0 or proposal is not None or bool(tally.firsts.get(attempt))
+    running = started(collective, attempt, due=moment.due)
     if leader == me and proposal is None and me not in tally.firsts.get(attempt, {}):
         valid = _valid(tally, voters, charter.quorum, attempt)
         if valid or moment.due:
             return Propose(attempt=attempt, valid_attempt=valid[0] if valid else -1, digest=valid[1] if valid else None)
     if me not in tally.firsts.get(attempt, {}):
-        return _first(tally, voters, charter.quorum, me, proposal, moment, limit) if started else Wait()
+        return _first(tally, voters, charter.quorum, me, proposal, moment, limit) if running else Wait()
     if me not in tally.commits.get(attempt, {}):
         return _second(tally, voters, charter.quorum, moment, limit)
     said = tally.commits.get(attempt, {})

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from node.files import write_new
 from protocol.errors import Malformed
-from protocol.ids import PeerId
+from protocol.ids import PeerId, peer_id
 
 MAX_PEERS = 1024
 MAX_ADDRESSES = 8
 
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([0-9A-Za-z.:_-]{1,100})/tcp/([0-9]{1,5})\Z")
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _PEER = re.compile(r"12D3KooW[1-9A-HJ-NP-Za-km-z]{44}\Z")  # every Ed25519 peer id in base58
 
 
@@ -57,6 +58,21 @@ def check_peer(peer: object) -> PeerId:
     if not (isinstance(peer, str) and _PEER.match(peer)):
         raise Malformed(f"couldn't take peer {str(peer)[:60]!r}: an Ed25519 peer id (12D3KooW...) is expected")
     return PeerId(peer)
+
+
+def transport(peer: PeerId) -> str:
+    """The transport public key (hex) inside an Ed25519 peer id.
+
+    Raises:
+        Malformed: the peer id is not that of an Ed25519 key.
+    """
+    number = 0
+    for character in check_peer(peer):
+        number = number * 58 + _BASE58.index(character)
+    public = number.to_bytes(38, "big")[-32:]  # the last 32 of the 38 bytes are the key
+    if peer_id(public) != peer:
+        raise Malformed(f"couldn't take peer {peer}: not the name of an Ed25519 key")
+    return public.hex()
 
 
 def split(full: str) -> tuple[str, PeerId]:

@@ -175,12 +175,12 @@ def template(**node: str) -> str:
         lines += [f"# {model.__doc__}", f"[{section}]"]
         for key, item in model.model_fields.items():
             value = node.get(key, item.default) if section == "node" else item.default
-            lines += [f"# {item.description}", f"{key} = {_toml(value)}"]
+            lines += [f"# {item.description}", f"{key} = {literal(value)}"]
         lines.append("")
     return "\n".join(lines)
 
 
-def update(path: Path, section: str, key: str, value: str | float | bool | tuple[str, ...]) -> NodeConfig:
+def update(path: Path, section: str, key: str, value: object) -> NodeConfig:
     """Set one key of the file in place, every comment kept, and return the new configuration.
 
     Raises:
@@ -189,7 +189,7 @@ def update(path: Path, section: str, key: str, value: str | float | bool | tuple
     load(path)
     lines = path.read_text(encoding="utf-8").split("\n")
     start, end = _span(lines, section)
-    entry = f"{key} = {_toml(value)}"
+    entry = f"{key} = {literal(value)}"
     held = [i for i in range(start, end) if re.match(rf"\s*{re.escape(key)}\s*=", lines[i])]
     if held:
         stop = held[0] + 1
@@ -210,6 +210,29 @@ def nearest(word: str, known: list[str]) -> str:
     """The known word most like `word`, or "" when none is."""
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return found[0] if found else ""
+
+
+def literal(value: object) -> str:
+    """The TOML literal of a value; JSON's strings, numbers and booleans are TOML's too. Law: `value_of(literal(v)) == v`."""
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(literal(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace(
+        "\x7f", r"\u007f"
+    )  # the one character that TOML escapes and JSON not
+
+
+def value_of(text: str) -> object:
+    """The value of a TOML literal; text that is none stands for itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def as_name(text: str) -> str:
+    """`text` with everything left out that a node's name may not hold."""
+    kept = re.sub(r"[^0-9A-Za-z ._-]+", "-", text).strip(" ._-")[:63]
+    return kept or "node"
 
 
 def _model(annotation: object) -> type[_Section]:
@@ -233,7 +256,7 @@ def _fault(error: ErrorDetails, text: str) -> str:
     if error["type"] == "string_pattern_mismatch":
         return f"{where} should look like {_FORMS[key]}"
     value: object = error["input"]
-    shown = f" (it is {_toml(value)})" if isinstance(value, str | int | float) and key != "api_keys" else ""
+    shown = f" (it is {literal(value)})" if isinstance(value, str | int | float) and key != "api_keys" else ""
     return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}"
 
 
@@ -264,10 +287,3 @@ def _complete(fragment: str) -> bool:
     except tomllib.TOMLDecodeError:
         return False
     return True
-
-
-def _toml(value: object) -> str:
-    """A TOML literal; JSON's strings, numbers and booleans are TOML's too."""
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False)

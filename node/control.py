@@ -13,9 +13,10 @@ import contextlib
 import functools
 import http.client
 import json
+import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 Dispatch: TypeAlias = Callable[[str, Mapping[str, Json]], Awaitable[Json]]
 Event: TypeAlias = Mapping[str, Json]
+
+log = logging.getLogger(__name__)
 
 _MAX_REQUEST = 1 << 20
 _MAX_ANSWER = 64 << 20
@@ -163,7 +166,12 @@ class Events:
         for queue in self._queues:
             self._put(queue, None)
 
-    async def listen(self, *, heartbeat: float = _HEARTBEAT) -> AsyncIterator[Event | None]:
+    @property
+    def listeners(self) -> int:
+        """How many listen now."""
+        return len(self._queues)
+
+    async def listen(self, *, heartbeat: float = _HEARTBEAT) -> AsyncGenerator[Event | None]:
         """Events from now on; None after `heartbeat` seconds of silence."""
         queue: asyncio.Queue[Event | None] = asyncio.Queue(self._limit)
         self._queues.add(queue)
@@ -211,35 +219,23 @@ def make_app(dispatch: Dispatch, events: Events) -> Starlette:
 
         return StreamingResponse(lines(), media_type="text/event-stream")
 
+    def on_failure(request: Request, error: Exception) -> JSONResponse:
+        log.error("control call failed", exc_info=error)
+        return JSONResponse({}, status_code=500)
+
     routes = [Route("/call", on_call, methods=["POST"]), Route("/events", on_events)]
-    return Starlette(routes=routes)
+    return Starlette(routes=routes, exception_handlers={Exception: on_failure})
 
 
 async def serve(home: Home, dispatch: Dispatch, events: Events) -> None:
-    """Answer on the home's control socket until cancelled; the caller holds the home's lock.
+    """Answer on the home's control socket until cancelled; event streams are ended first, calls get a second to end.
 
-    Requests under way get one second to end; streams of events are ended first.
+    Raises:
+        AddressError: another daemon answers there.
     """
-    import uvicorn
+    from node.http import Address, run_server
 
-    path = home.control_socket()
-    path.unlink(missing_ok=True)  # of a daemon that was killed: we hold the lock, so nobody listens there
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(os.fsencode(path))
-        path.chmod(0o600)
-        settings = uvicorn.Config(
-            make_app(dispatch, events), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
-        )
-        server = uvicorn.Server(settings)
-        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # signals are ours
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            await asyncio.shield(serving)
-        finally:
-            server.should_exit = True
-            events.close()
-            await serving
-            path.unlink(missing_ok=True)
+    await run_server(make_app(dispatch, events), Address(uds=home.control_socket()), on_stop=events.close)
 
 
 async def _body(request: Request) -> bytes:

@@ -45,7 +45,11 @@ class Detokenizer:
         return self._give(self._behind())
 
     def _behind(self) -> str:
-        return self._decode(self._ids[self._left :])[len(self._context) :]
+        """Text of ids[cut:]. Some decoders let one incomplete character spoil those before it: then without context."""
+        whole = self._decode(self._ids[self._left :])
+        if whole.startswith(self._context):
+            return whole[len(self._context) :]
+        return self._decode(self._ids[self._cut :])
 
     def _give(self, text: str) -> str:
         if len(text) <= len(self._given):

@@ -20,6 +20,25 @@
     │   ├── ContextTooLong (Refused) prompt and answer do not fit into what the model reads
     │   ├── BadVector (Refused)     an adapter vector is not what its name says
     │   └── Busy (Retry)            too many requests wait already
+    ├── NetworkError                trouble with the network daemon or a peer
+    │   ├── PortTaken (Fatal)       another program listens on our port
+    │   ├── BadTransport (Fatal)    the network daemon cannot be started as configured
+    │   ├── SwarmDown (Retry)       the network daemon ended or does not answer; it is started again
+    │   ├── PeerUnreachable (Retry) no stream to this peer now
+    │   ├── StreamEnded (Retry)     a stream ended or stalled before all of it came
+    │   ├── PeerRefused (Retry)     a peer answered no; `reason` is its code
+    │   ├── NotAMember (Refused)    who asks is no member, so it gets a checkpoint and nothing else
+    │   ├── WrongPeer (Refused)     a request carries the binding of another peer
+    │   └── UnknownHere (Refused)   the collective or feed that is asked for is not held here
+    ├── BlobError                   a blob cannot be had
+    │   ├── BlobMissing (Retry)     it is not here, or nobody connected has it
+    │   ├── BlobCorrupt (Refused)   the bytes are not those of the digest
+    │   ├── BlobTooLarge (Refused)  over the size that the event or the charter states
+    │   └── DiskFull (Retry)        no room for it; nothing was lost
+    ├── AppendPaused (Retry)        our own feed may be longer elsewhere: nothing is appended before that is known
+    ├── NoCollective (Refused)      the node belongs to no collective yet
+    ├── WrongBase (Fatal)           the collective is built on another base model than this node has
+    ├── NotAllowed (Refused)        the charter, the role or the state of the node forbids it
     ├── AddressError (Fatal)        the HTTP server cannot listen there
     └── ControlError (Retry)        the running daemon cannot be asked
         ├── DaemonDown              no daemon listens on this home
@@ -202,3 +221,122 @@ class AddressError(NodeError, Fatal):
     """The HTTP server cannot listen on this address."""
 
     code: ClassVar[str] = "address"
+
+
+class NetworkError(NodeError):
+    """Trouble with the network daemon or a peer."""
+
+    code: ClassVar[str] = "network"
+
+
+class PortTaken(NetworkError, Fatal):
+    """Another program listens on the configured port."""
+
+    code: ClassVar[str] = "port-in-use"
+
+
+class BadTransport(NetworkError, Fatal):
+    """The identity file, the socket directory or an address is not usable by the network daemon."""
+
+    code: ClassVar[str] = "bad-transport"
+
+
+class SwarmDown(NetworkError, Retry):
+    """The network daemon ended or does not answer."""
+
+    code: ClassVar[str] = "swarm-down"
+
+
+class PeerUnreachable(NetworkError, Retry):
+    """No stream to this peer can be opened now."""
+
+    code: ClassVar[str] = "peer-unreachable"
+
+
+class StreamEnded(NetworkError, Retry):
+    """A stream ended or stalled in the middle."""
+
+    code: ClassVar[str] = "stream-ended"
+
+
+class PeerRefused(NetworkError, Retry):
+    """A peer answered no; it may be able to help later."""
+
+    code: ClassVar[str] = "peer-refused"
+
+    def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
+        """Keep the peer's own code as `reason`."""
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class NotAMember(NetworkError, Refused):
+    """Who asks is not a member of the collective."""
+
+    code: ClassVar[str] = "not-a-member"
+
+
+class WrongPeer(NetworkError, Refused):
+    """A request carries the binding of another peer than the one that sent it."""
+
+    code: ClassVar[str] = "wrong-peer"
+
+
+class UnknownHere(NetworkError, Refused):
+    """The collective or feed that is asked for is not held here."""
+
+    code: ClassVar[str] = "unknown-here"
+
+
+class BlobError(NodeError):
+    """A blob cannot be had."""
+
+    code: ClassVar[str] = "blob"
+
+
+class BlobMissing(BlobError, Retry):
+    """The blob is not here, or nobody connected has it."""
+
+    code: ClassVar[str] = "blob-missing"
+
+
+class BlobCorrupt(BlobError, Refused):
+    """The bytes are not those of the digest."""
+
+    code: ClassVar[str] = "blob-corrupt"
+
+
+class BlobTooLarge(BlobError, Refused):
+    """The blob is larger than the event or the charter allows."""
+
+    code: ClassVar[str] = "blob-too-large"
+
+
+class DiskFull(BlobError, Retry):
+    """There is no room on the disk for the blob."""
+
+    code: ClassVar[str] = "disk-full"
+
+
+class AppendPaused(NodeError, Retry):
+    """Nothing may be appended to the own feed now."""
+
+    code: ClassVar[str] = "append-paused"
+
+
+class NoCollective(NodeError, Refused):
+    """The node belongs to no collective yet."""
+
+    code: ClassVar[str] = "no-collective"
+
+
+class NotAllowed(NodeError, Refused):
+    """The charter, the member's role or the node's state forbids it."""
+
+    code: ClassVar[str] = "not-allowed"
+
+
+class WrongBase(NodeError, Fatal):
+    """The node's base model is not the collective's: it stays out."""
+
+    code: ClassVar[str] = "wrong-base"

@@ -43,7 +43,7 @@ class Home:
     path: Path
 
     @classmethod
-    def init(cls, path: Path, *, name: str, passphrase: str | None, toml: str | None = None) -> Home:
+    def init(cls, path: Path, *, passphrase: str | None, name: str = "node", toml: str | None = None) -> Home:
         """Make a node: keys, config (`toml`, else the commented template) and an empty ledger.
 
         What was made is removed again when a step fails, so a full disk leaves an empty directory.

@@ -21,6 +21,7 @@ Event: TypeAlias = dict[str, Any]
 
 LINE_LIMIT = 8 << 20  # bytes of one job or event line
 EVENT_LIMIT = 8192  # events of one job that nobody has read yet
+CRASHED = frozenset({"job-crashed", "worker-fault", "no-memory"})  # codes of what no job asked for: another try may do
 
 
 class Call:
@@ -87,6 +88,6 @@ def error_of(event: Event) -> NodeError:
     code, message = str(event.get("code", "refused")), str(event.get("message", "no reason given"))
     if code == ContextTooLong.code:
         return ContextTooLong(message, limit=int(event.get("limit", 0)))
-    if code in ("internal", JobCrashed.code):
+    if code in CRASHED:
         return JobCrashed(message)
     return JobRefused(message, reason=code)

@@ -168,7 +168,7 @@ class TrainJob:
     datasets: tuple[str, ...]
     view: Path | None
     out: Path
-    settings: Mapping[str, Json] = field(default_factory=dict)
+    settings: Mapping[str, int | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +190,10 @@ class Trainer(Protocol):
 
     async def train(self, job: TrainJob, on_event: Callable[[Mapping[str, Json]], None]) -> Trained:
         """Run one job; `on_event` gets each step. Raises Retry when the worker was lost."""
+        ...
+
+    async def libraries(self) -> Mapping[str, str]:
+        """Versions of what computes the numbers, for the card."""
         ...
 
     async def evaluate(

@@ -14,7 +14,7 @@ from typing import NoReturn, TypeAlias
 
 from protocol.errors import Malformed, NotCanonical, TooLarge
 
-Json: TypeAlias = "None | bool | int | str | Sequence[Json] | Mapping[str, Json]"
+Json: TypeAlias = "bool | int | str | Sequence[Json] | Mapping[str, Json] | None"
 
 MAX_BYTES = 32 * 1024
 MAX_DEPTH = 16

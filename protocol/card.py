@@ -23,7 +23,7 @@ MAX_LOSS_CENTINATS = 1_000_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z")
 _HEX = ("collective", "member", "epoch", "base", "view", "train_root", "held_out_root")
 _RANGES = {
-    "number": (0, MAX_INT),
+    "number": (1, MAX_INT),
     "train_rows": (1, MAX_INT),
     "steps": (1, MAX_INT),
     "tokens": (1, MAX_INT),
@@ -48,7 +48,7 @@ class Card:
     member: MemberId
     epoch: Digest
     base: Digest
-    number: int  # of this member in this epoch, from 0
+    number: int  # of this member in this epoch, from 1
     view: Digest  # model digest of the view it was trained from
     train_root: Digest
     held_out_root: Digest

@@ -1,6 +1,6 @@
-"""Ed25519 signing and verification with domain separation (RFC 8032; libsodium's strict rules).
+r"""Ed25519 signing and verification with domain separation (RFC 8032; libsodium's strict rules).
 
-A signature covers `b"fishernet/<domain>/v1\\0" + message`, so no signature of one kind can be replayed as another.
+A signature covers `b"fishernet/<domain>/v1\0" + message`, so no signature of one kind can be replayed as another.
 Only PyNaCl verifies: other libraries accept signatures that libsodium refuses. Keys that are not valid points are refused.
 """
 
@@ -42,7 +42,10 @@ def _framed(domain: str, message: bytes) -> bytes:
 
 
 def sign(key: SigningKey, domain: str, message: bytes) -> bytes:
-    """Sign `message` in `domain`; returns 64 bytes. Law: `verify(member_id(key), domain, message, sign(...))` passes."""
+    """Return the 64-byte signature of `message` in `domain`.
+
+    Law: `verify(member_id(key), domain, message, sign(key, domain, message))` passes.
+    """
     return bytes(key.sign(_framed(domain, message)).signature)
 
 

@@ -171,18 +171,23 @@ def _quantise(
     if not bool(np.isfinite(values).all()):
         raise Malformed("couldn't encode update: a value is not finite")
     kept = np.flatnonzero(values)
-    for last in [False] * (_PASSES - 1) + [True]:
-        scales = _block_scales(values[kept], levels, block)
-        ratio = values[kept] / np.repeat(scales.astype(np.float64), block)[: len(kept)]
-        steps = np.rint(ratio).astype(np.int64)
-        empty = steps == 0
-        if not bool(empty.any()):
+    for _ in range(_PASSES):
+        ratios, _ = _scaled(values[kept], levels, block)
+        sent = np.rint(ratios) != 0
+        if bool(sent.all()):
             break
-        if last:
-            steps[empty] = np.where(ratio[empty] < 0, -1, 1)
-        else:
-            kept = kept[~empty]
-    return kept, steps, scales
+        kept = kept[sent]
+    ratios, scales = _scaled(values[kept], levels, block)
+    steps = np.rint(ratios)
+    return kept, np.where(steps == 0, np.sign(ratios), steps).astype(np.int64), scales
+
+
+def _scaled(
+    values: npt.NDArray[np.float64], levels: int, block: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float16]]:
+    """Return each value over its block's scale, in -levels..levels, and the scales."""
+    scales = _block_scales(values, levels, block)
+    return values / np.repeat(scales.astype(np.float64), block)[: len(values)], scales
 
 
 def _block_scales(values: npt.NDArray[np.float64], levels: int, block: int) -> npt.NDArray[np.float16]:

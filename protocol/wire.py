@@ -2,7 +2,7 @@
 
 A frame is a 4-byte big-endian length and that many bytes. The asker sends one frame, a request in canonical JSON (at most
 8 KiB) that carries its binding. The answer is one frame: a kind byte, then the payload; a blob's raw bytes follow its
-frame. Every length is checked before it is believed. Knows no stream, no store, and whether nobody is a member.
+frame. Every length is checked before it is believed. Knows no stream, no store and no members.
 Law: `parse_*(x.to_bytes()) == x`, and a parser raises nothing but `Refused`.
 """
 
@@ -16,7 +16,7 @@ from typing import TypeAlias
 from protocol.binding import Binding
 from protocol.binding import verify as verify_binding
 from protocol.canon import Json, decode_object, encode
-from protocol.errors import Malformed, Refused, TooLarge
+from protocol.errors import Malformed, TooLarge
 from protocol.ids import CollectiveId, Digest, MemberId, as_hex
 
 HEADS = "/fishernet/heads/1"
@@ -39,15 +39,11 @@ _CODE = re.compile(r"[a-z][a-z0-9-]{0,39}\Z")
 _ERASED, _PRESENT = 0, 1
 
 
-class PeerRefused(Refused):
-    """The other side answered no; `reason` is its code, text of a stranger that is only compared and shown."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """The other side's no: a code of a stranger that is only compared and shown."""
 
-    code = "peer-refused"
-
-    def __init__(self, reason: str) -> None:
-        """Keep the reason."""
-        super().__init__(f"couldn't ask peer: it refused with {reason}")
-        self.reason = reason
+    code: str
 
 
 def topic(collective: CollectiveId) -> str:
@@ -83,12 +79,11 @@ def refusal(code: str) -> bytes:
     return frame(_REFUSAL + code.encode("ascii"))
 
 
-def open_answer(payload: bytes) -> bytes:
+def open_answer(payload: bytes) -> bytes | Refusal:
     """What stands in an answer frame.
 
     Raises:
-        PeerRefused: it is a refusal.
-        Malformed: it is neither.
+        Malformed: neither an answer nor a refusal.
     """
     kind, rest = payload[:1], payload[1:]
     if kind == _ANSWER:
@@ -96,7 +91,7 @@ def open_answer(payload: bytes) -> bytes:
     if kind == _REFUSAL:
         code = rest[:41].decode("ascii", errors="replace")
         if _CODE.match(code) and len(rest) <= 40:
-            raise PeerRefused(code)
+            return Refusal(code=code)
     raise Malformed("couldn't read answer: neither an answer nor a refusal")
 
 

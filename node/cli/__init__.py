@@ -1,8 +1,8 @@
 """The command line: `fishernet [--home DIR] [--json] COMMAND`.
 
     options.py     what every command accepts: --home, --json, --passphrase-file, -v; output for people or for programs
-    roots.py       init, up, status, log, audit, observe, train, demo, completion, version
-    collective.py  collective create | show | invite | join | amend | requests
+    roots.py       init, up, status, log, audit, observe, train, measure, demo, completion, version
+    collective.py  collective create | show | invite | approve | join | amend | requests
     data.py        data add | list | show          model.py   model add | list          settings.py  config show | check | set
     render.py      results as tables for people
 
@@ -19,12 +19,13 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import click
 
-from node.cli.options import accepts_common, wants_json
+from node.cli.options import accepts_common, printable, wants_json, wants_traceback
 from protocol.errors import FishernetError, Refused
 
 _COMMANDS: Mapping[str, tuple[str, str, str]] = {  # in the order of a first session
@@ -35,6 +36,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {  # in the order of a first ses
     "up": ("roots", "up", "Run the node until it is stopped."),
     "status": ("roots", "status", "Show peers, heads, epoch, view, releases and last errors."),
     "train": ("roots", "train", "Train once now and publish what was learnt."),
+    "measure": ("roots", "measure", "Measure base, own adapter and every release on held-out rows."),
     "log": ("roots", "log", "Show releases with who contributed and what each voter measured."),
     "audit": ("roots", "audit", "Verify every feed this node holds and recompute every release."),
     "observe": ("roots", "observe", "Fetch a collective from outside and audit it, without being a node."),
@@ -74,16 +76,20 @@ class _LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+_EPILOG = """\b
+A first session:  fishernet demo
+A node:           fishernet init
+                  fishernet model add smollm2-135m
+                  fishernet data add notes.jsonl --dataset notes
+                  fishernet collective create --name ours --model smollm2-135m
+                  fishernet up
+"""
+
+
+@click.group(cls=_LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @accepts_common
 def root() -> None:
-    """Improve one foundation model together, without showing each other the data and without a server in the middle.
-
-    \b
-    A first session:  fishernet demo
-    A node:           fishernet init; fishernet model add smollm2-135m; fishernet data add notes.jsonl --dataset notes;
-                      fishernet collective create --name ours --model smollm2-135m; fishernet up
-    """
+    """Improve one foundation model together, without a server and without showing each other the data."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -105,6 +111,8 @@ def run(arguments: Sequence[str]) -> int:
     except FishernetError as e:
         from node.control import error_json
 
+        if wants_traceback(arguments):
+            traceback.print_exc()
         return _fail({k: str(v) for k, v in error_json(e).items()}, machine, 1 if isinstance(e, Refused) else 2)
     except ModuleNotFoundError as e:
         return _fail(_missing(e), machine, 2)
@@ -118,7 +126,7 @@ def run(arguments: Sequence[str]) -> int:
 def _missing(error: ModuleNotFoundError) -> dict[str, str]:
     if (error.name or "").split(".")[0] in {"node", "protocol", "ledger", "contrib"}:
         raise error  # a broken installation is not an answer but a fault: show where
-    extra = "audit" if error.name == "libp2p" else "node"
+    extra = "audit" if error.name in {"libp2p", "trio", "multiaddr"} else "node"
     message = f"couldn't run this command: {error.name} is not installed"
     return {"code": "not-installed", "kind": "fatal", "message": message, "hint": f"pip install 'fishernet[{extra}]'"}
 
@@ -129,9 +137,9 @@ def _fail(error: Mapping[str, str], machine: bool, code: int) -> int:
             print(json.dumps({"error": error}), file=sys.stderr)
         else:
             red, bold, plain = ("\x1b[31m", "\x1b[1m", "\x1b[0m") if _colours() else ("", "", "")
-            print(f"{red}error:{plain} {error['message']}", file=sys.stderr)
+            print(f"{red}error:{plain} {printable(error['message'])}", file=sys.stderr)
             if error["hint"]:
-                print(f"{bold}hint:{plain}  {error['hint']}", file=sys.stderr)
+                print(f"{bold}hint:{plain}  {printable(error['hint'])}", file=sys.stderr)
     return code
 
 

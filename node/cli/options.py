@@ -34,7 +34,6 @@ class Invocation:
 
     home_path: Path
     json: bool
-    verbose: int
     passphrase_file: Path | None
 
     def home(self) -> Home:
@@ -57,11 +56,11 @@ class Invocation:
             return None
         return str(click.prompt(f"Passphrase of {home.path}", hide_input=True, err=True))
 
-    def ask(self, name: str, **args: Json) -> Json:
+    def ask(self, name: str, /, **args: Json) -> Json:
         """Do `name` on the home that was named: in its daemon when it runs, else offline. None arguments are left out."""
+        home = self.home()
         from node import commands
 
-        home = self.home()
         given = {key: value for key, value in args.items() if value is not None}
         return commands.run(home, name, given, passphrase=lambda: self.passphrase(home))
 
@@ -81,7 +80,6 @@ def here() -> Invocation:
     return Invocation(
         home_path=Path(home).expanduser(),
         json=bool(meta.get(_KEY + "json")),
-        verbose=int(meta.get(_KEY + "verbose", 0)),
         passphrase_file=Path(file) if file else None,
     )
 
@@ -89,7 +87,9 @@ def here() -> Invocation:
 def accepts_common(function: F) -> F:
     """Give a command the common options; the function itself gets none of them and calls `here`."""
     for option in (
-        click.option("-v", "--verbose", count=True, expose_value=False, callback=_keep, help="Say more; -vv even more."),
+        click.option(
+            "-v", "--verbose", count=True, expose_value=False, callback=_keep, help="Say more; -vv even more."
+        ),
         click.option(
             "--passphrase-file",
             metavar="FILE",
@@ -114,8 +114,17 @@ def accepts_common(function: F) -> F:
 
 def wants_json(arguments: Sequence[str]) -> bool:
     """Whether errors are wanted as JSON; known before the line is parsed, because that may fail too."""
-    stop = arguments.index("--") if "--" in arguments else len(arguments)
-    return "--json" in arguments[:stop]
+    return "--json" in _options(arguments)
+
+
+def wants_traceback(arguments: Sequence[str]) -> bool:
+    """Whether the way to an error is wanted too; never with --json."""
+    given = _options(arguments)
+    return not wants_json(arguments) and bool({"-v", "--verbose"} & set(given))
+
+
+def _options(arguments: Sequence[str]) -> Sequence[str]:
+    return arguments[: arguments.index("--")] if "--" in arguments else arguments
 
 
 def console() -> Console:
@@ -147,6 +156,11 @@ def _read_passphrase(path: Path) -> str:
     if not passphrase or "\n" in passphrase:
         raise IdentityError(f"couldn't use passphrase file {path}: one line with the passphrase is expected")
     return passphrase
+
+
+def printable(text: str) -> str:
+    """`text` without characters that would move the cursor or colour the terminal: parts of it may be foreign."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def table_of(result: Json) -> Mapping[str, Any]:

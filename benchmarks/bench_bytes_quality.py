@@ -1,0 +1,235 @@
+"""Bytes against quality: what a sparse update keeps of the dense adapters' gain, by density, bits and selection rule.
+
+Three members (clinic, security and cinema text) each train once from the base; their adapters and Fisher diagonals are
+kept in the cache and used again. Every row of the table merges their updates as a release would and measures the merged
+adapter on the held-out rows of all three. kept = (base - merged) / (base - mean of the whole adapters). Rules are
+compared at equal bytes: each at the density at which its updates are as large as those of F*r^2.
+
+    python benchmarks/bench_bytes_quality.py [--model tiny|smollm2-135m] [--seeds N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from harness import Figure, cache, finish, options, table
+
+from contrib import demo_data, evaluation, fisher, learner, merging, models, readers, training, updates
+from contrib.adapters import AdapterSpec, Vector
+from contrib.evaluation import Sample
+from contrib.learner import Learner
+from contrib.rows import RowStore
+from contrib.training import Settings
+from protocol.ids import MemberId, digest, digest_of
+
+BLOCK = 256
+DENSITIES = (500_000, 200_000, 100_000, 50_000)
+SETTINGS = {
+    "tiny": Settings(steps=60, batch=8, length=128, lr=1e-2, fisher_sequences=32),
+    "smollm2-135m": Settings(steps=10, batch=4, length=64, lr=4e-3, fisher_sequences=16),
+}
+HELD_OUT_ROWS = {"tiny": 48, "smollm2-135m": 24}  # of each member
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Local:
+    """What one member learnt on its own: B and the Fisher diagonal there."""
+
+    theta: Vector
+    fisher: Vector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """How a row of the table sends."""
+
+    density_ppm: int
+    bits: int = 8
+    rule: str = updates.DEFAULT_RULE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Three members' local updates and a way to measure a merged adapter."""
+
+    locals: tuple[Local, ...]
+    loss: Callable[[Vector | None], float]
+    seed: int
+
+    def send(self, choice: Choice) -> list[updates.Made]:
+        """The updates of all members."""
+        return [
+            updates.make(
+                one.fisher,
+                one.theta,
+                density_ppm=choice.density_ppm,
+                value_bits=choice.bits,
+                block=BLOCK,
+                rule=choice.rule,
+                seed=self.seed * 100 + number,
+            )
+            for number, one in enumerate(self.locals)
+        ]
+
+    def size(self, choice: Choice) -> float:
+        """Mean bytes of an update."""
+        return float(np.mean([len(made.data) for made in self.send(choice)]))
+
+    def merged(self, choice: Choice) -> Vector:
+        """The view after everybody's update."""
+        p = len(self.locals[0].theta)
+        sent = {MemberId(str(n)): merging.registers_of([made.update], p) for n, made in enumerate(self.send(choice))}
+        return merging.merge("contributor-mean/1", sent, dict.fromkeys(sent, 1), len(sent), p)
+
+    def at_size(self, wanted: float, rule: str, bits: int) -> Choice:
+        """The densest choice by `rule` whose updates are at most `wanted` bytes, to 0.05 % of the coordinates."""
+        low, high = 1, 1_000_000
+        while high - low > 500:
+            middle = (low + high) // 2
+            fits = self.size(Choice(density_ppm=middle, bits=bits, rule=rule)) <= wanted
+            low, high = (middle, high) if fits else (low, middle)
+        return Choice(density_ppm=low, bits=bits, rule=rule)
+
+
+def main() -> int:
+    began = time.monotonic()
+    parser = options(__doc__ or "")
+    parser.add_argument("--model", choices=sorted(SETTINGS), default="tiny")
+    parser.add_argument("--seeds", type=int, default=2, help="how many independent local runs are averaged")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(arguments, Path(folder))
+    return finish(found, arguments, began=began)
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> list[Figure]:
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    kept: dict[str, list[float]] = {}
+    sizes: dict[str, list[float]] = {}
+    for bench in benches(arguments, folder):
+        base, dense = bench.loss(None), bench.loss(np.mean([one.theta for one in bench.locals], axis=0))
+        print(f"seed {bench.seed}: base {base:.4f}, mean of whole adapters {dense:.4f} nats", flush=True)
+        for name, choice in choices(bench).items():
+            kept.setdefault(name, []).append((base - bench.loss(bench.merged(choice))) / (base - dense))
+            sizes.setdefault(name, []).append(bench.size(choice))
+        whole = 2.0 * len(bench.locals[0].theta)
+    means = {name: float(np.mean(values)) for name, values in kept.items()}
+    rows = [
+        (name, means[name], float(np.ptp(kept[name])), int(np.mean(sizes[name])), whole / float(np.mean(sizes[name])))
+        for name in kept
+    ]
+    table(
+        f"{arguments.model}, {arguments.seeds} seeds; a dense fp16 adapter has {whole:,.0f} bytes",
+        ("updates", "kept", "spread", "bytes", "times smaller"),
+        rows,
+    )
+    figures = [
+        Figure(id=f"bytes-quality.{arguments.model}.{name.replace(' ', '-')}", value=value, unit="of the dense gain")
+        for name, value in means.items()
+        if name not in _FLOORS
+    ]
+    figures += [
+        Figure(
+            id=f"bytes-quality.{arguments.model}.{name.replace(' ', '-')}",
+            value=means[name],
+            floor=floor,
+            aim=aim,
+            unit="of the dense gain",
+        )
+        for name, (floor, aim) in _FLOORS.items()
+    ]
+    best = means["5% int8 fisher-r2"]
+    figures += [
+        Figure(
+            id=f"bytes-quality.{arguments.model}.saliency-over-{rule}",
+            value=best - means[f"5% int8 bytes {rule}"],
+            floor=0.0,
+            aim=aim,
+            unit="of the dense gain",
+        )
+        for rule, aim in (("magnitude", 0.1), ("fisher", 0.2), ("random", 0.4))
+    ]
+    return figures
+
+
+_FLOORS = {"20% int8 fisher-r2": (0.90, 0.97)}
+
+
+def choices(bench: Bench) -> dict[str, Choice]:
+    """The rows of the table by name."""
+    named = {
+        f"{density // 10_000}% int{bits} fisher-r2": Choice(density_ppm=density, bits=bits)
+        for bits in (8, 4)
+        for density in DENSITIES
+    }
+    for density in (200_000, 50_000):
+        wanted = bench.size(Choice(density_ppm=density))
+        for rule in ("magnitude", "fisher", "random"):
+            named[f"{density // 10_000}% int8 bytes {rule}"] = bench.at_size(wanted, rule, 8)
+    return named
+
+
+def benches(arguments: argparse.Namespace, folder: Path) -> list[Bench]:
+    """One bench for each seed; local runs come from the cache when they were made before."""
+    settings = SETTINGS[arguments.model]
+    model = models.add(arguments.model, cache(), on_progress=lambda stage, _: print(f"{stage} ...", flush=True))
+    spec = AdapterSpec(rank=16, alpha=16, targets=("q_proj", "v_proj"), seed=digest(b"benchmark"))
+    one = learner.load(model.path, spec)
+    texts = demo_data.fetch(cache())
+    with RowStore.open(folder / "rows.db") as store:
+        for name, path in texts.items():
+            store.add(name, readers.read(path))
+        samples = [evaluation.sample(store, [name], HELD_OUT_ROWS[arguments.model]) for name in texts]
+        found = []
+        for seed in range(arguments.seeds):
+            seeded = dataclasses.replace(settings, seed=seed)
+            made = tuple(local(one, store, name, seeded, model.digest, spec) for name in texts)
+            found.append(
+                Bench(locals=made, loss=lambda view: mean_loss(one, samples, view, settings.length), seed=seed)
+            )
+    return found
+
+
+def local(one: Learner, store: RowStore, name: str, settings: Settings, base: str, spec: AdapterSpec) -> Local:
+    """One member's run from the base, or the same run kept from before."""
+    key = digest_of(
+        {
+            "base": base,
+            "spec": spec.to_json(),
+            "name": name,
+            "rows": store.summary(name).train_rows,
+            "bf16": one.bf16,
+            "settings": {key: str(value) for key, value in dataclasses.asdict(settings).items()},
+        }
+    )
+    file = cache() / "benchmarks" / f"local-{key[:24]}.npz"
+    if not file.is_file():
+        print(f"training {name}, seed {settings.seed} ...", flush=True)
+        sequences = training.draw(store, [name], one.codec, settings)
+        trained = training.train(one, sequences, None, settings)
+        curvature = fisher.diagonal(one, sequences[: settings.fisher_sequences], trained.theta)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file.with_suffix(".part.npz"), theta=trained.theta, fisher=curvature)
+        file.with_suffix(".part.npz").rename(file)
+    with np.load(file) as kept:
+        return Local(theta=kept["theta"], fisher=kept["fisher"])
+
+
+def mean_loss(one: Learner, samples: list[list[Sample]], view: Vector | None, length: int) -> float:
+    """The mean over members of the held-out loss of `view`."""
+    return float(np.mean([evaluation.held_out_loss(one, sample, view, length=length).nats for sample in samples]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""Blobs on disk, each named by its SHA-256: put, read back verified, resume half-fetched ones, forget.
+
+    blobs/<digest>        written here only, whole and verified before it gets this name; needs no trust, may be lost
+    blobs/<digest>.part   what a fetch has so far; hashed again before it is used
+Knows nothing of peers or of what a blob means. Invariant: no bytes get the name of a digest that is not theirs, and what
+`read` returns has the digest that was asked for, whatever happened to the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from node.errors import BlobCorrupt, BlobMissing, BlobTooLarge, DiskFull
+from protocol.ids import Digest, as_hex, digest
+
+READ = 256 * 1024
+MAX_PARTS = 32  # half-fetched files kept for resuming
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class BlobStore:
+    """The blobs of one home. Methods touch the disk: call the large ones from a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder (made when missing) and clear what a crash left behind."""
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for stale in folder.glob(".*.tmp"):
+            stale.unlink(missing_ok=True)
+
+    def path(self, name: Digest) -> Path:
+        """Where the blob lies or would lie.
+
+        Raises:
+            Malformed: not a digest.
+        """
+        return self._folder / as_hex(name, "blob digest")
+
+    def has(self, name: Digest) -> bool:
+        """Whether the blob is here."""
+        return self.path(name).is_file()
+
+    def size(self, name: Digest) -> int | None:
+        """Its bytes; None when it is not here."""
+        try:
+            return self.path(name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def digests(self) -> list[Digest]:
+        """Every blob here, ascending."""
+        return sorted(Digest(item.name) for item in self._folder.iterdir() if len(item.name) == 64)
+
+    def put(self, data: bytes) -> Digest:
+        """Store `data` under its digest. Law: `read(put(data)) == data`.
+
+        Raises:
+            DiskFull: no room; nothing is left behind.
+        """
+        name = digest(data)
+        if self.has(name):
+            return name
+        temporary = self._folder / f".{name}.{secrets.token_hex(4)}.tmp"
+        with _room(f"store blob {name[:12]}"):
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                self._publish(temporary, name)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        return name
+
+    def read(self, name: Digest, max_bytes: int) -> bytes:
+        """The blob, verified.
+
+        Raises:
+            BlobMissing: it is not here.
+            BlobTooLarge: more than `max_bytes`; nothing was read.
+            BlobCorrupt: the disk gave other bytes; the file is put aside, so that it is fetched again.
+        """
+        path = self.path(name)
+        try:
+            with path.open("rb") as file:
+                data = file.read(max_bytes + 1)
+        except FileNotFoundError:
+            raise BlobMissing(f"couldn't read blob {name[:12]}: it is not here") from None
+        if len(data) > max_bytes:
+            raise BlobTooLarge(f"couldn't read blob {name[:12]}: more than {max_bytes} bytes")
+        if digest(data) != name:
+            path.replace(path.with_name(f"{name}.bad"))
+            raise BlobCorrupt(f"couldn't read blob {name[:12]}: the file is damaged and was put aside")
+        return data
+
+    def chunk(self, name: Digest, offset: int, limit: int = READ) -> bytes:
+        """Up to `limit` raw bytes from `offset` on, unverified: whoever gets them checks the digest.
+
+        Raises:
+            BlobMissing: it is not here.
+        """
+        try:
+            with self.path(name).open("rb") as file:
+                file.seek(offset)
+                return file.read(limit)
+        except FileNotFoundError:
+            raise BlobMissing(f"couldn't read blob {name[:12]}: it is not here") from None
+
+    def remove(self, name: Digest) -> bool:
+        """Forget the blob and what was fetched of it; whether it was here."""
+        found = self.has(name)
+        self.path(name).unlink(missing_ok=True)
+        self._part(name).unlink(missing_ok=True)
+        return found
+
+    def partial(self, name: Digest, size: int) -> Partial:
+        """Go on fetching a blob of `size` bytes where an earlier try ended.
+
+        Raises:
+            DiskFull, Malformed.
+        """
+        self._prune(keep=self._part(name))
+        with _room(f"fetch blob {name[:12]}"):
+            return Partial(self, name, size)
+
+    def _part(self, name: Digest) -> Path:
+        path = self.path(name)
+        return path.with_name(f"{path.name}.part")
+
+    def _prune(self, keep: Path) -> None:
+        parts = sorted((p for p in self._folder.glob("*.part") if p != keep), key=_changed)
+        for old in parts[: max(0, len(parts) + 1 - MAX_PARTS)]:
+            old.unlink(missing_ok=True)
+
+    def _publish(self, temporary: Path, name: Digest) -> None:
+        """Whole and on disk first, then the name, then the folder."""
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(self.path(name))
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class Partial:
+    """A blob on its way: `write` what comes, then `finish`; leaving the block before keeps the part for the next try."""
+
+    def __init__(self, store: BlobStore, name: Digest, size: int) -> None:
+        """Hash what an earlier try left; a part that is too long starts anew."""
+        self._store, self._name, self._size = store, name, size
+        self._path = store._part(name)
+        self._hash = hashlib.sha256()
+        self.offset = 0
+        self._file: BinaryIO = self._path.open("a+b")
+        self._file.seek(0)
+        while data := self._file.read(READ):
+            self._hash.update(data)
+            self.offset += len(data)
+        if self.offset > size:
+            self.restart()
+
+    @property
+    def left(self) -> int:
+        """Bytes that are still missing."""
+        return self._size - self.offset
+
+    def restart(self) -> None:
+        """Throw away what there is."""
+        self._file.truncate(0)
+        self._hash = hashlib.sha256()
+        self.offset = 0
+
+    def write(self, data: bytes) -> None:
+        """Append what came.
+
+        Raises:
+            BlobTooLarge: more than the blob has.
+            DiskFull: no room; the part is given up.
+        """
+        if len(data) > self.left:
+            raise BlobTooLarge(f"couldn't fetch blob {self._name[:12]}: more than its {self._size} bytes came")
+        try:
+            with _room(f"fetch blob {self._name[:12]}"):
+                self._file.write(data)
+                self._file.flush()
+        except DiskFull:
+            self._path.unlink(missing_ok=True)
+            raise
+        self._hash.update(data)
+        self.offset += len(data)
+
+    def finish(self) -> Path:
+        """Give the blob its name.
+
+        Raises:
+            BlobCorrupt: these are not the bytes of the digest; the part is gone.
+            BlobMissing: it is not whole yet.
+            DiskFull: no room.
+        """
+        if self.left:
+            raise BlobMissing(f"couldn't finish blob {self._name[:12]}: {self.left} bytes are missing")
+        if self._hash.hexdigest() != self._name:
+            self.restart()
+            self._path.unlink(missing_ok=True)
+            raise BlobCorrupt(f"couldn't take blob {self._name[:12]}: the bytes have another digest")
+        with _room(f"store blob {self._name[:12]}"):
+            self._store._publish(self._path, self._name)
+        return self._store.path(self._name)
+
+    def __enter__(self) -> Partial:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+@contextlib.contextmanager
+def _room(verb: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in _FULL:
+            raise
+        raise DiskFull(f"couldn't {verb}: {e.strerror}", hint="free some space; nothing was lost") from None
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -1,0 +1,127 @@
+"""From what a person types to a charter and to changes of one. Knows models and defaults, not feeds."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+
+from contrib import adapters
+from contrib.merging import RECIPES
+from contrib.models import Model
+from ledger import charter as charters
+from ledger.charter import Adapter, Base, Charter, Gate, Member, Release, Update
+from node.errors import NotAllowed
+from protocol.canon import Json
+from protocol.ids import Digest, MemberId
+
+_NORM_CAP_MICRO = 1_000_000_000  # an L2 norm of 1,000; runs at the default settings send norms below 10
+
+
+def draft(args: Mapping[str, Json], model: Model, founder: Member) -> Charter:
+    """The genesis charter of `collective create`.
+
+    Raises:
+        BadCharter, BadAdapter, NotAllowed: the options do not make a valid charter for this model.
+    """
+    rank = _int(args, "rank", 16)
+    targets = args.get("targets")
+    names = tuple(str(t) for t in targets) if isinstance(targets, list) else ("q_proj", "v_proj")
+    seed = secrets.token_hex(32)
+    alpha = _int(args, "alpha", rank)
+    spec = adapters.AdapterSpec(rank=rank, alpha=alpha, targets=names, seed=seed)
+    recipe = str(args.get("recipe") or "contributor-mean/1")
+    if recipe not in RECIPES:
+        raise NotAllowed(f"couldn't create collective: recipe {recipe!r} is none of {', '.join(RECIPES)}")
+    members = tuple(sorted((founder, *_founders(args)), key=lambda m: m.id))
+    voters = sum(m.votes for m in members)
+    contributors = sum(m.role == "contributor" for m in members)
+    charter = Charter(
+        name=str(args.get("name") or "collective"),
+        nonce=Digest(secrets.token_hex(32)),
+        base=Base(name=model.name[:64], digest=model.digest),
+        adapter=Adapter(
+            rank=rank,
+            alpha=alpha,
+            targets=names,
+            seed=Digest(seed),
+            coordinates=adapters.layout(model.path, spec).coordinates,
+        ),
+        update=Update(
+            density_ppm=_int(args, "density_ppm", 200_000), value_bits=_int(args, "value_bits", 8), block=256
+        ),
+        recipe=recipe,
+        gate=Gate(
+            max_blob_bytes=4 << 20,
+            norm_cap_micro=_int(args, "norm_cap_micro", _NORM_CAP_MICRO),
+            tolerance_centinats=_int(args, "tolerance_centinats", 2),
+            held_out_min=_int(args, "held_out_min", 200),
+        ),
+        release=Release(
+            wait_for=_int(args, "wait_for", max(1, contributors)),
+            patience_ms=_int(args, "patience_ms", 60_000),
+            timeout_ms=_int(args, "timeout_ms", 20_000),
+        ),
+        members=members,
+        faults=_int(args, "faults", charters.default_faults(voters)),
+    )
+    return charters.parse(charter.to_json())
+
+
+def changes(charter: Charter, args: Mapping[str, Json]) -> list[dict[str, Json]]:
+    """The changes that `collective amend` asks for, one for each rule or seat.
+
+    Raises:
+        NotAllowed: a key that the charter does not have.
+        BadCharter: the outcome would not be a valid charter.
+    """
+    now = charter.to_json()
+    wanted: dict[str, Json] = {}
+    given = args.get("changes")
+    for path, value in (given if isinstance(given, dict) else {}).items():
+        field, _, key = path.partition(".")
+        if field not in now:
+            raise NotAllowed(f"couldn't amend charter: it has no {field!r}; known: {', '.join(sorted(now))}")
+        if not key:
+            wanted[field] = value
+            continue
+        part = wanted.get(field, now[field])
+        if not isinstance(part, dict) or key not in part:
+            raise NotAllowed(f"couldn't amend charter: {field} has no {key!r}")
+        wanted[field] = {**part, key: value}
+    whole = args.get("charter")
+    for field, value in (whole if isinstance(whole, dict) else {}).items():
+        if field in now and field not in {"v", "members", "epoch", "nonce"} and now[field] != value:
+            wanted[field] = value
+    found: list[dict[str, Json]] = [{"op": "set", "field": f, "value": v} for f, v in wanted.items()]
+    removed = args.get("remove")
+    found += [{"op": "remove", "id": str(m)} for m in (removed if isinstance(removed, list) else [])]
+    for change in found:
+        charters.amended(charter, change)
+    return found
+
+
+def seat(args: Mapping[str, Json]) -> dict[str, Json]:
+    """The seat that `collective invite` proposes."""
+    member = str(args.get("member"))
+    return {
+        "id": member,
+        "name": str(args.get("name") or member[:12]),
+        "role": str(args.get("role") or "contributor"),
+        "weight": _int(args, "weight", 1),
+    }
+
+
+def _founders(args: Mapping[str, Json]) -> list[Member]:
+    """Founding members besides the founder, as ID[:NAME[:ROLE]]."""
+    found = []
+    given = args.get("members")
+    for text in given if isinstance(given, list) else []:
+        id_, _, rest = str(text).partition(":")
+        name, _, role = rest.partition(":")
+        found.append(Member(id=MemberId(id_), name=name or id_[:12], role=role or "contributor"))
+    return found
+
+
+def _int(args: Mapping[str, Json], key: str, default: int) -> int:
+    value = args.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default

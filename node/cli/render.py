@@ -1,0 +1,377 @@
+"""Results of commands as tables for people. Knows the shapes below and nothing else; a missing key shows as a dash.
+
+Times are milliseconds since 1970, differences of losses centinats (0.01 nats), ids and digests 64 hex digits.
+
+    status   {node, member, peer, running, addresses, collective, name, role, epoch, height, view, paused, double_votes,
+              forks, flaws: [{member, seq, code}], peers: [{member, name, peer, connected}],
+              heads: [{member, name, size, root}], pending: [{member, name, digest}],
+              releases: [{height, number, digest, model, members, time}], training: {state, step, steps},
+              serving: {url, ready, models}, errors: [{time, code, text}]}
+    log      {decisions: [{height, attempt, kind, number, digest, model, time, proposer, change, excluded: [{event, reason}],
+              contributions: [{member, name, count, blob, bytes}],
+              votes: [{member, name, vote, committed, versus_base, versus_parent, rows}]}]}
+    audit    {verdict: clean | findings | could-not-check, feeds: [{member, name, size, root}], unchecked: [text],
+              findings: [{code, severity, member, seq, event, text}],
+              releases: [{height, number, digest, model, recomputed, matches}]}
+    charter  {id, name, base: {name, digest}, epoch, height, quorum, recipe, faults, adapter: {..}, update: {..},
+              gate: {..}, release: {..}, members: [{id, name, role, weight}]}
+    requests {requests: [{member, name, peer, time}], proposals: [{digest, kind, by, text, accepts, needed}]}
+    data     {name, kind, train_rows, held_out_rows, duplicates, characters, train_root, held_out_root}; data.list has
+              {datasets: [..]} of them
+    train    {run, steps, tokens, seconds, loss_before, loss_after, digest, bytes, sent}
+    measure  {member, losses: {name: {micronats, rows}}}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from node.cli.options import printable
+
+Result: TypeAlias = Mapping[str, Any]
+Column: TypeAlias = "tuple[str, Callable[[Result], str]]"
+_DASH: Final = "[dim]-[/]"
+_NUMERIC: Final = frozenset(
+    {"size", "rows", "held out", "weight", "height", "events", "characters", "against base", "against parent", "nats"}
+)
+_VERDICTS: Final = {"clean": "green", "findings": "red", "could-not-check": "yellow"}
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+def text(value: object) -> str:
+    """Any value on one line, safe to print; a dash for nothing."""
+    if value is None or value == "":
+        return _DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return escape(printable(str(value)))
+
+
+def brief(digest: object) -> str:
+    """Enough of an id for a person to tell it from others."""
+    return text(str(digest)[:12] if digest else None)
+
+
+def size(count: object) -> str:
+    """Bytes with a unit."""
+    if not isinstance(count, int):
+        return _DASH
+    amount, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def moment(ms: object) -> str:
+    """Local time of a millisecond stamp."""
+    if not isinstance(ms, int):
+        return _DASH
+    return datetime.fromtimestamp(ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def nats(centinats: object) -> str:
+    """A loss rounded to 0.01 nats."""
+    return f"{centinats / 100:.2f}" if isinstance(centinats, int) else _DASH
+
+
+def change(centinats: object) -> str:
+    """A difference of losses: less is better."""
+    if not isinstance(centinats, int):
+        return _DASH
+    colour = "green" if centinats < 0 else "red" if centinats > 0 else "default"
+    return f"[{colour}]{centinats / 100:+.2f}[/]"
+
+
+def who(row: Result) -> str:
+    """A member by name and id."""
+    name, member = row.get("name"), row.get("member", row.get("id"))
+    return f"{text(name)} [dim]{brief(member)}[/]" if name else brief(member)
+
+
+# -- pieces ----------------------------------------------------------------------------------------------------------
+def _facts(out: Console, pairs: Iterable[tuple[str, str]]) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, value in pairs:
+        grid.add_row(label, value)
+    out.print(grid)
+
+
+def _table(out: Console, title: str, rows: Sequence[Result], columns: Sequence[Column], empty: str = "") -> None:
+    if not rows:
+        if empty:
+            out.print(f"[dim]{empty}[/]")
+        return
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for label, _ in columns:
+        table.add_column(label, justify="right" if label in _NUMERIC else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(show(row) for _, show in columns))
+    out.print(table)
+
+
+def _key(name: str, show: Callable[[object], str] = text) -> Callable[[Result], str]:
+    return lambda row: show(row.get(name))
+
+
+# -- whole results ---------------------------------------------------------------------------------------------------
+def status(out: Console, result: Result) -> None:
+    """What the node is and does now."""
+    training, serving = result.get("training") or {}, result.get("serving") or {}
+    steps = f" {training.get('step', 0)}/{training['steps']}" if training.get("steps") else ""
+    collective = f"{text(result.get('name'))} [dim]{brief(result.get('collective'))}[/]"
+    _facts(
+        out,
+        [
+            ("node", f"[bold]{text(result.get('node'))}[/]"),
+            ("member", text(result.get("member"))),
+            *(("address", text(address)) for address in result.get("addresses") or [result.get("peer")]),
+            ("collective", collective if result.get("collective") else "[yellow]none yet[/]: create or join one"),
+            ("role", text(result.get("role"))),
+            ("epoch", brief(result.get("epoch"))),
+            ("height", text(result.get("height"))),
+            ("view", brief(result.get("view"))),
+            ("training", text(training.get("state")) + steps),
+            *_warnings(result),
+            ("serving", f"{text(serving.get('url'))} [dim]{text(', '.join(serving.get('models') or []))}[/]"),
+        ],
+    )
+    out.print()
+    sizes = {head.get("member"): head for head in result.get("heads") or []}
+    peers = list(result.get("peers") or [])
+    known = {peer.get("member") for peer in peers}
+    rows = [{**sizes.get(peer.get("member"), {}), **peer} for peer in peers]
+    rows += [head for member, head in sizes.items() if member not in known]
+    _table(
+        out,
+        "Members",
+        rows,
+        [
+            ("member", who),
+            ("connected", lambda row: "[dim]this node[/]" if row["member"] == result.get("member") else _linked(row)),
+            ("events", _key("size")),
+            ("head", _key("root", brief)),
+        ],
+    )
+    _table(out, "Pending", result.get("pending") or [], [("member", who), ("contribution", _key("digest", brief))])
+    _releases(out, result.get("releases") or [])
+    errors = result.get("errors") or []
+    _table(out, "Errors", errors, [("time", _key("time", moment)), ("code", _key("code")), ("what", _key("text"))])
+
+
+def _warnings(result: Result) -> list[tuple[str, str]]:
+    found = []
+    if result.get("running") is False:
+        found.append(("daemon", "[yellow]not running[/]: fishernet up"))
+    if result.get("paused"):
+        found.append(("writing", f"[yellow]paused[/]: {text(result['paused'])}"))
+    for key in ("forks", "double_votes"):
+        members = ", ".join(brief(member) for member in result.get(key) or [])
+        if members:
+            found.append((key.replace("_", " "), f"[red]{members}[/]"))
+    flaws = [f"{brief(f.get('member'))} #{text(f.get('seq'))} {text(f.get('code'))}" for f in result.get("flaws") or []]
+    return [*found, *(("flaw", f"[red]{flaw}[/]") for flaw in flaws)]
+
+
+def _linked(row: Result) -> str:
+    return "[green]yes[/]" if row.get("connected") else "[red]no[/]"
+
+
+def _releases(out: Console, releases: Sequence[Result]) -> None:
+    columns: list[Column] = [
+        ("height", _key("height")),
+        ("release", lambda row: f"{text(row.get('number'))} [dim]{brief(row.get('digest'))}[/]"),
+        ("model", _key("model", brief)),
+        ("members", lambda row: text(len(m) if isinstance(m := row.get("members"), list) else m)),
+        ("time", _key("time", moment)),
+    ]
+    _table(out, "Releases", releases, columns, "no release yet")
+
+
+def log(out: Console, result: Result) -> None:
+    """Every decision: who contributed what, who voted how and measured what."""
+    decisions = result.get("decisions") or []
+    if not decisions:
+        out.print("[dim]nothing decided yet[/]")
+    for decision in decisions:
+        model = f", model {brief(decision['model'])}" if decision.get("model") else ""
+        attempt = f" [dim](attempt {decision['attempt']})[/]" if decision.get("attempt") else ""
+        kind, height = text(decision.get("kind")), text(decision.get("height"))
+        number = f" {text(decision['number'])}" if decision.get("number") is not None else ""
+        by = f" by {text(decision['proposer'])}" if decision.get("proposer") else ""
+        out.print(f"[bold]height {height}: {kind}{number}[/] {brief(decision.get('digest'))}{model}{by}{attempt}")
+        _facts(out, [("time", moment(decision.get("time"))), *_details(decision)])
+        _table(
+            out,
+            "",
+            decision.get("contributions") or [],
+            [
+                ("contributor", who),
+                ("contributions", _key("count")),
+                ("last blob", _key("blob", brief)),
+                ("size", _key("bytes", size)),
+            ],
+        )
+        _table(
+            out,
+            "",
+            decision.get("votes") or [],
+            [
+                ("voter", who),
+                ("vote", _key("vote")),
+                ("committed", _key("committed")),
+                ("against base", _key("versus_base", change)),
+                ("against parent", _key("versus_parent", change)),
+                ("rows", _key("rows")),
+            ],
+        )
+
+
+def _details(decision: Result) -> list[tuple[str, str]]:
+    found = [("change", text(json.dumps(decision["change"], ensure_ascii=False)))] if decision.get("change") else []
+    return found + [
+        ("left out", f"{brief(each.get('event'))}: {text(each.get('reason'))}")
+        for each in decision.get("excluded") or []
+    ]
+
+
+def audit(out: Console, result: Result) -> None:
+    """The verdict first, then every finding with its entry."""
+    verdict = str(result.get("verdict"))
+    feeds, releases = result.get("feeds") or [], result.get("releases") or []
+    out.print(f"[bold {_VERDICTS.get(verdict, 'yellow')}]{verdict}[/]: {len(feeds)} feeds, {len(releases)} releases")
+    _table(
+        out,
+        "Findings",
+        result.get("findings") or [],
+        [
+            ("severity", _key("severity")),
+            ("code", _key("code")),
+            ("entry", lambda row: f"{brief(row.get('member'))} #{text(row.get('seq'))} {brief(row.get('event'))}"),
+            ("what", _key("text")),
+        ],
+    )
+    for each in result.get("unchecked") or []:
+        out.print(f"[yellow]not checked:[/] {text(each)}")
+    _table(out, "Feeds", feeds, [("member", who), ("events", _key("size")), ("head", _key("root", brief))])
+    _table(
+        out,
+        "Releases",
+        releases,
+        [
+            ("height", _key("height")),
+            ("digest", _key("digest")),
+            ("recomputed", _key("recomputed", lambda v: "yes" if v else "[yellow]no[/]")),
+            ("matches", _key("matches", lambda v: "[green]yes[/]" if v else "[red]no[/]" if v is False else _DASH)),
+        ],
+    )
+
+
+def charter(out: Console, result: Result) -> None:
+    """The rules of a collective and its members."""
+    base = result.get("base") or {}
+    pairs = [
+        ("collective", f"[bold]{text(result.get('name'))}[/]"),
+        ("id", text(result.get("id"))),
+        ("base model", f"{text(base.get('name'))} [dim]{brief(base.get('digest'))}[/]"),
+    ]
+    for key in ("recipe", "epoch", "height", "quorum", "faults"):
+        pairs.append((key, text(result.get(key))))
+    for part in ("adapter", "update", "gate", "release"):
+        pairs.append((part, ", ".join(f"{key} {_short(value)}" for key, value in (result.get(part) or {}).items())))
+    _facts(out, pairs)
+    out.print()
+    members = result.get("members") or []
+    _table(out, "Members", members, [("member", who), ("role", _key("role")), ("weight", _key("weight"))])
+
+
+def _short(value: object) -> str:
+    whole = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return brief(whole) if len(whole) == 64 else text(whole)
+
+
+def requests(out: Console, result: Result) -> None:
+    """Who asks to join, and which amendments wait for votes."""
+    asking = result.get("requests") or []
+    columns: list[Column] = [("node", who), ("member id", _key("member")), ("since", _key("time", moment))]
+    _table(out, "Asking to join", asking, columns, "nobody asks to join")
+    _table(
+        out,
+        "Open amendments",
+        result.get("proposals") or [],
+        [
+            ("amendment", _key("digest", brief)),
+            ("kind", _key("kind")),
+            ("by", _key("by", brief)),
+            ("what", _key("text")),
+            ("accepts", lambda row: f"{text(row.get('accepts'))} of {text(row.get('needed'))}"),
+        ],
+    )
+
+
+def datasets(out: Console, result: Result) -> None:
+    """Data sets with their counts and commitments."""
+    columns: list[Column] = [
+        ("data set", _key("name")),
+        ("kind", _key("kind")),
+        ("rows", _key("train_rows")),
+        ("held out", _key("held_out_rows")),
+        ("characters", _key("characters")),
+        ("commitment", _key("train_root", brief)),
+    ]
+    _table(out, "", result.get("datasets") or [], columns, "no data yet: fishernet data add FILE --dataset NAME")
+
+
+def dataset(out: Console, result: Result) -> None:
+    """One data set in full."""
+    _facts(out, [(key.replace("_", " "), text(value)) for key, value in result.items()])
+
+
+def done(out: Console, result: Result) -> None:
+    """What an act led to: its text when it has one, else what it says."""
+    if result.get("text"):
+        out.print(text(result["text"]))
+    dataset(out, {key: value for key, value in result.items() if key != "text" and not isinstance(value, dict | list)})
+
+
+def models(out: Console, result: Result) -> None:
+    """Base models in the cache."""
+    columns: list[Column] = [("model", _key("name")), ("digest", _key("digest")), ("path", _key("path"))]
+    _table(out, "", result.get("models") or [], columns, "no model yet: fishernet model add smollm2-135m")
+
+
+def losses(out: Console, result: Result) -> None:
+    """Held-out loss by model, and what it gains over the base."""
+    found = {name: loss.get("micronats") for name, loss in (result.get("losses") or {}).items()}
+    rows = [
+        {"name": name, "loss": loss, "rows": (result["losses"][name] or {}).get("rows"), "base": found.get("base")}
+        for name, loss in found.items()
+    ]
+    columns: list[Column] = [
+        ("model", _key("name")),
+        ("nats", lambda row: f"{row['loss'] / 1e6:.4f}" if isinstance(row.get("loss"), int) else _DASH),
+        ("against base", lambda row: change(round((row["loss"] - row["base"]) / 1e4)) if row.get("base") else _DASH),
+        ("rows", _key("rows")),
+    ]
+    _table(out, "Held-out loss", rows, columns, "nothing measured")
+
+
+def trained(out: Console, result: Result) -> None:
+    """What a run learnt and sent."""
+    losses = f"{nats(result.get('loss_before'))} -> {nats(result.get('loss_after'))}"
+    out.print(f"run {text(result.get('run'))}: {text(result.get('steps'))} steps, own held-out loss {losses} nats")
+    if result.get("digest"):
+        out.print(
+            f"published {brief(result['digest'])}: {text(result.get('sent'))} coordinates, {size(result['bytes'])}"
+        )

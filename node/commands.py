@@ -1,0 +1,263 @@
+"""What a node does when it is told to: one function for each command, the same offline and inside the daemon.
+
+`run` asks the daemon of a home when one listens, else opens the home here. A function gets a `Session` and JSON arguments
+and returns JSON (shapes: cli/render.py). Invariant: whatever a command changes is one signed event, or a file of this node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from ledger import charter as charters
+from ledger import events
+from ledger.charter import Member
+from node import auditing, config, control, reports
+from node import charters as wishes
+from node import session as sessions
+from node.errors import DaemonDown, NoCollective, NotAllowed
+from node.home import Home
+from node.seat import Seat
+from node.session import Session
+from protocol.canon import Json
+from protocol.errors import Refused
+from protocol.ids import CollectiveId, EventId, as_hex
+
+Args = Mapping[str, Json]
+Command = Callable[[Session, Args], Awaitable[Json]]
+
+
+def run(home: Home, name: str, args: Args, *, passphrase: Callable[[], str | None]) -> Json:
+    """Do `name` on `home`: through its daemon when that runs, else here.
+
+    Raises:
+        FishernetError: what the command raises; DaemonDown for one that only a daemon can do.
+    """
+    if name == "audit":
+        return _audit(home, args)
+    command = COMMANDS.get(name)
+    if command is None:
+        raise Refused(f"couldn't do {name!r}: no such command")
+    if control.is_up(home):
+        return control.call(home, name, args, timeout=None)
+    if name in LIVE:
+        raise DaemonDown(
+            f"couldn't do {name}: no daemon runs on {home.path}", hint=f"start it with: fishernet up --home {home.path}"
+        )
+    if name in READING:
+        with sessions.reading(home) as session:
+            return asyncio.run(_call(command, session, args))
+    with sessions.writing(home, passphrase()) as session:
+        return asyncio.run(_call(command, session, args))
+
+
+async def dispatch(session: Session, name: str, args: Args) -> Json:
+    """Do `name` inside the daemon (raises Refused for an unknown one)."""
+    command = COMMANDS.get(name)
+    if command is None:
+        raise Refused(f"couldn't do {name!r}: no such command")
+    return await command(session, args)
+
+
+async def _call(command: Command, session: Session, args: Args) -> Json:
+    return await command(session, args)
+
+
+# -- collective ------------------------------------------------------------------------------------------------------
+async def _create(session: Session, args: Args) -> Json:
+    if session.config.node.collective:
+        raise NotAllowed(
+            "couldn't create collective: this node belongs to one already", hint="use another --home for another one"
+        )
+    if session.identity is None:
+        raise NotAllowed("couldn't create collective: the key is not open")
+    name = str(args.get("model") or session.config.node.model)
+    if not name:
+        raise NotAllowed("couldn't create collective: no base model is named", hint="--model smollm2-135m")
+    model = await asyncio.to_thread(session.find_model, name)
+    founder = Member(id=session.member, name=session.config.node.name, role="contributor")
+    charter = wishes.draft(args, model, founder)
+    collective = charters.collective_id(charter)
+    key = session.identity.key
+    seat = Seat(session.home, session.member, session.store, collective, key=key)
+    seat.append(events.Genesis(charter=charter.to_json()))
+    seat.append(events.PeerBound(binding=dict(session.identity.binding)))
+    config.update(session.home.config_file, "node", "collective", collective)
+    session.open_seat()
+    session.commit_data()
+    return reports.charter(session.need_seat().fold)
+
+
+async def _show(session: Session, _args: Args) -> Json:
+    return reports.charter(session.need_seat().fold)
+
+
+async def _invite(session: Session, args: Args) -> Json:
+    member = wishes.seat(args)
+    as_hex(member["id"], "member id")
+    return _propose(session, [{"op": "add", "member": member}])
+
+
+async def _amend(session: Session, args: Args) -> Json:
+    found = wishes.changes(session.need_seat().fold.charter, args)
+    if not found:
+        raise NotAllowed("couldn't amend charter: nothing would change")
+    return _propose(session, found)
+
+
+def _propose(session: Session, changes: list[dict[str, Json]]) -> Json:
+    seat = _voter(session)
+    fold = seat.fold
+    texts, found = [], []
+    for change in changes:
+        charters.amended(fold.charter, change)
+        texts.append(reports.describe(fold, change))
+        found.append(seat.append(events.AmendmentProposed(change=change)).entry.event)
+    others = fold.charter.quorum - 1
+    need = f"; {others} more approval{'s' if others > 1 else ''} needed (collective approve)" if others else ""
+    return {"text": "proposed to " + ", and to ".join(texts) + need, "proposals": list(found), "proposal": found[0]}
+
+
+async def _approve(session: Session, args: Args) -> Json:
+    seat = _voter(session)
+    wanted = str(args.get("proposal"))
+    found = [e for e in seat.fold.asked if e.startswith(wanted)]
+    if len(wanted) < 8 or len(found) != 1:
+        raise NotAllowed(
+            f"couldn't approve {wanted[:12]}: {len(found)} open amendments have this id",
+            hint="fishernet collective requests",
+        )
+    seat.append(events.AmendmentApproved(proposal=EventId(found[0])))
+    return {"text": "approved: " + reports.describe(seat.fold, seat.fold.asked[found[0]].change), "proposal": found[0]}
+
+
+async def _join(session: Session, args: Args) -> Json:
+    wanted = as_hex(args.get("collective"), "collective id")
+    if session.config.node.collective not in {"", wanted}:
+        raise NotAllowed(
+            "couldn't join collective: this node belongs to another one", hint="use another --home for another one"
+        )
+    peers = args.get("peers")
+    known = [*session.config.network.peers, *(str(p) for p in peers)] if isinstance(peers, list) else []
+    if known:
+        config.update(session.home.config_file, "network", "peers", tuple(dict.fromkeys(known)))
+    config.update(session.home.config_file, "node", "collective", wanted)
+    return {
+        "text": "asking to join; start the node with: fishernet up. A member admits you with: "
+        f"fishernet collective invite {session.member} --name {session.config.node.name!r}",
+        "collective": wanted,
+        "member": session.member,
+    }
+
+
+async def _requests(session: Session, _args: Args) -> Json:
+    seat = session.need_seat()
+    asking: list[Json] = list(session.daemon.asking()) if session.daemon else []
+    return {"requests": asking, "proposals": reports.proposals(seat.fold)}
+
+
+def _voter(session: Session) -> Seat:
+    seat = session.need_seat()
+    mine = seat.fold.charter.member(seat.me)
+    if mine is None or not mine.votes:
+        raise NotAllowed("couldn't change the charter: this node has no voting seat")
+    return seat
+
+
+# -- data ------------------------------------------------------------------------------------------------------------
+async def _add_data(session: Session, args: Args) -> Json:
+    summary = await asyncio.to_thread(_read_rows, session, args)
+    if session.seat is not None and session.seat.fold.known and session.seat.paused is None:
+        session.commit_data()
+    return summary
+
+
+def _read_rows(session: Session, args: Args) -> Json:
+    from contrib import readers
+
+    path = Path(str(args.get("path")))
+    fields = {k: str(args[k]) for k in ("text_field", "prompt_field", "completion_field") if args.get(k)}
+    rows = readers.read(path, format=args.get("format") or None, **fields)  # type: ignore[arg-type]
+    share = args.get("held_out_ppm")
+    exists = str(args.get("if_exists") or "refuse")
+    with session.rows() as store:
+        summary = store.add(
+            str(args.get("dataset")),
+            rows,
+            share if isinstance(share, int) else None,
+            if_exists=exists,  # type: ignore[arg-type]
+        )
+    found: dict[str, Json] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(summary).items()}
+    return found
+
+
+async def _list_data(session: Session, _args: Args) -> Json:
+    if not session.home.rows_db.exists():
+        return {"datasets": []}
+    with session.rows(read_only=True) as rows:
+        found: list[Json] = [
+            {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(s).items()} for s in rows.datasets()
+        ]
+    return {"datasets": found}
+
+
+# -- what is -----------------------------------------------------------------------------------------------------------
+async def _status(session: Session, _args: Args) -> Json:
+    found: dict[str, Json] = {"node": session.config.node.name, "member": session.member, "running": False}
+    if session.seat is not None:
+        found |= reports.status(session.seat)
+    if session.daemon is not None:
+        found |= session.daemon.status()
+    return found
+
+
+async def _log(session: Session, args: Args) -> Json:
+    limit = args.get("limit")
+    return reports.log(session.need_seat(), limit if isinstance(limit, int) else None)
+
+
+async def _train(session: Session, args: Args) -> Json:
+    if session.daemon is None:
+        raise DaemonDown("couldn't train: no daemon runs", hint="fishernet up")
+    steps = args.get("steps")
+    return await session.daemon.train_now(steps if isinstance(steps, int) else None)
+
+
+async def _measure(session: Session, _args: Args) -> Json:
+    if session.daemon is None:
+        raise DaemonDown("couldn't measure: no daemon runs", hint="fishernet up")
+    return await session.daemon.measure()
+
+
+def _audit(home: Home, args: Args) -> Json:
+    collective = str(args.get("collective") or "")
+    if not collective:
+        collective = home.read_config().node.collective
+    if not collective:
+        raise NoCollective("couldn't audit: this node has no collective", hint="fishernet collective create or join")
+    observed = args.get("observed")
+    return auditing.run(
+        home.ledger_db, home.blobs, CollectiveId(as_hex(collective)), observed if isinstance(observed, dict) else None
+    )
+
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "collective.create": _create,
+    "collective.show": _show,
+    "collective.invite": _invite,
+    "collective.approve": _approve,
+    "collective.join": _join,
+    "collective.amend": _amend,
+    "collective.requests": _requests,
+    "data.add": _add_data,
+    "data.list": _list_data,
+    "status": _status,
+    "log": _log,
+    "train.now": _train,
+    "measure": _measure,
+}
+READING: Final = frozenset({"collective.show", "collective.requests", "data.list", "status", "log"})
+LIVE: Final = frozenset({"train.now", "measure"})

@@ -1,0 +1,176 @@
+"""What this node thinks of a proposed decision: the ledger's rules, the recomputed registers, then our own losses.
+
+Knows no votes and no clock. The answer is a `Judgement` (and the verdict to write down), or None while something is still
+missing here: entries, blobs. Invariant: `sound` is what every honest node finds; only `accept` depends on our rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ledger import rules
+from ledger.collective import Contribution
+from ledger.cuts import Amendment, Cut, Exclusion
+from ledger.events import Objection, Verdict
+from ledger.tally import Proposal
+from ledger.votes import Judgement
+from node.gate import Reject
+from node.measure import Loss, Scales, difference
+from node.replay import Missing, Model, Replay, matches
+from node.seat import Seat
+from protocol.ids import ZERO, MemberId
+
+MAX_PROBES = 8  # leave-one-out measurements of one candidate
+Wanted = Callable[[Iterable[Contribution]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A judgement and, for a release that was measured, the verdict that goes into our feed before the vote."""
+
+    judgement: Judgement
+    verdict: Verdict | None = None
+
+
+class Judge:
+    """Judges proposals of one collective."""
+
+    def __init__(self, seat: Seat, replay: Replay, scales: Scales, wanted: Wanted) -> None:
+        self._seat = seat
+        self._replay = replay
+        self._scales = scales
+        self._wanted = wanted
+
+    async def judge(self, proposal: Proposal) -> Finding | None:
+        """Judge one proposal; None while entries or blobs it builds on are not here yet."""
+        fold, value = self._seat.fold, proposal.value
+        check = rules.check(fold, value)
+        if isinstance(check, rules.Lacking):
+            return None
+        if isinstance(check, rules.Unfit):
+            return _unsound(check.reason)
+        if isinstance(value, Amendment):
+            return Finding(judgement=Judgement(sound=True, accept=True))
+        covered = [c for published in fold.in_cut(value).values() for c in published]
+        excluded = {x.event: x.reason for x in check.hard}
+        questioned = [c for published in fold.contributions.values() for c in published if c.event in excluded]
+        lacking = [c for c in (*covered, *questioned) if self._replay.examine(c) is None]
+        if lacking:
+            self._wanted(lacking)
+            return None
+        if any(isinstance(self._replay.examine(c), Reject) for c in covered):
+            return _unsound("covers-rejected")
+        for contribution in questioned:
+            answer = self._replay.examine(contribution)
+            if not (isinstance(answer, Reject) and answer.code == excluded[contribution.event]):
+                return _unsound("exclusion-without-fault")
+        charter = fold.charter
+        model = await asyncio.to_thread(self._replay.of_cut, charter, value)
+        if isinstance(model, Missing):
+            return None
+        if not matches(value, model):
+            return _unsound("wrong-model")
+        held = {c.blob for c in fold.pending() if self._replay.examine(c) is not None}
+        if rules.omitted(fold, self._seat.me, value, held):
+            return Finding(judgement=Judgement(sound=True, accept=False, reason="omitted"))
+        return await self._measure(proposal, value, model)
+
+    async def _measure(self, proposal: Proposal, cut: Cut, candidate: Model) -> Finding:
+        fold, charter = self._seat.fold, self._seat.fold.charter
+        before = fold.current_cut()
+        parent = await asyncio.to_thread(self._replay.of_cut, charter, before) if before else None
+        models: dict[str, Model | None] = {"base": None, "candidate": candidate}
+        if isinstance(parent, Model):
+            models["parent"] = parent
+        losses = await self._scales.losses(models)
+        mine, base = losses.get("candidate"), losses.get("base")
+        than = losses.get("parent", base)
+        worse = difference(mine, than)
+        objections: tuple[Objection, ...] = ()
+        bad = worse is not None and worse > charter.gate.tolerance_centinats
+        if bad and mine is not None:
+            objections = await self._blame(cut, mine)
+        tell = mine is not None and mine.rows >= charter.gate.held_out_min
+        verdict = Verdict(
+            height=cut.place.height,
+            candidate=proposal.digest,
+            rows=mine.rows if mine else 0,
+            versus_base=difference(mine, base) if tell else None,
+            versus_parent=worse if tell else None,
+            objections=objections,
+        )
+        return Finding(
+            judgement=Judgement(sound=True, accept=not bad, reason="worse" if bad else ""),
+            verdict=verdict if self._scales.active else None,
+        )
+
+    async def _blame(self, cut: Cut, candidate: Loss) -> tuple[Objection, ...]:
+        """Leave each member's new contributions out in turn; name those without which our loss falls most."""
+        fold, charter = self._seat.fold, self._seat.fold.charter
+        fresh: dict[MemberId, list[Contribution]] = {}
+        for contribution in fold.pending():
+            if contribution.source.seq < cut.place.size_of(contribution.member):
+                fresh.setdefault(contribution.member, []).append(contribution)
+        gains: list[tuple[float, MemberId]] = []
+        covered = [c for published in fold.in_cut(cut).values() for c in published]
+        for member in [m for m in sorted(fresh) if m != self._seat.me][:MAX_PROBES]:
+            without = {c.event for c in fresh[member]}
+            model = await asyncio.to_thread(self._replay.merge, charter, [c for c in covered if c.event not in without])
+            if isinstance(model, Missing):
+                continue
+            loss = (await self._scales.losses({"without": model})).get("without")
+            if loss is not None and loss.nats < candidate.nats:
+                gains.append((candidate.nats - loss.nats, member))
+        blamed = [member for _, member in sorted(gains, reverse=True)[:1]]
+        return tuple(Objection(event=c.event, reason="worse") for m in blamed for c in fresh[m])
+
+
+def _unsound(reason: str) -> Finding:
+    return Finding(judgement=Judgement(sound=False, accept=False, reason=reason))
+
+
+def eligible(seat: Seat, replay: Replay) -> list[Contribution]:
+    """Pending contributions whose blob is here and passes the hard checks."""
+    return [c for c in seat.fold.pending() if not isinstance(replay.examine(c), Reject | None)]
+
+
+def sizes(seat: Seat, replay: Replay) -> dict[MemberId, int]:
+    """How far each feed can be covered by a cut of ours: up to the first contribution whose blob is not here."""
+    found = {m: n for m, n in seat.fold.sizes.items() if m in seat.fold.ever_members()}
+    for contribution in seat.fold.pending():
+        if replay.examine(contribution) is None:
+            found[contribution.member] = min(found[contribution.member], contribution.source.seq)
+    return found
+
+
+def draft(seat: Seat, replay: Replay) -> Cut | Amendment:
+    """The value we would propose now: a ripe amendment first, else a cut of all that is eligible. Pure but for blobs."""
+    fold = seat.fold
+    covered = sizes(seat, replay)
+    place = rules.place(fold, covered)
+    for asked in fold.ripe_amendments():
+        value = Amendment(place=place, proposal=asked.source.event, change=asked.change)
+        if isinstance(rules.check(fold, value), rules.Fits):
+            return value
+    previous = fold.current_cut()
+    excluded = {x.event: x for x in (previous.excluded if previous else ())}
+    excluded |= {x.event: x for x in rules.refused(fold, covered)}
+    for contribution in fold.pending():
+        answer = replay.examine(contribution)
+        inside = contribution.source.seq < covered[contribution.member]
+        if inside and isinstance(answer, Reject) and contribution.event not in excluded:
+            excluded[contribution.event] = Exclusion(event=contribution.event, reason=answer.code, evidence=())
+    releases = fold.releases
+    return Cut(
+        place=place,
+        number=len(releases) + 1,
+        parent_release=releases[-1].digest if releases else None,
+        epoch=fold.charter.epoch_id,
+        last=rules.last_of(fold, place),
+        excluded=tuple(excluded[e] for e in sorted(excluded)),
+        recipe=fold.charter.recipe,
+        registers=(),
+        model=ZERO,
+    )

@@ -1,0 +1,136 @@
+"""A member's place in a collective: its keys, the ledger, the fold, and the only hand that writes its own feed.
+
+Knows no network. What it appends is durable when `append` returns; listeners hear of it afterwards. Invariant: the fold
+equals a replay of the store. A seat that may be behind its own feed (`hold`) refuses to append until told otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from ledger import events
+from ledger.collective import Collective
+from ledger.entry import MAX_SEEN, Record, Seen
+from ledger.events import Event
+from ledger.store import Store
+from node.errors import AppendPaused, PassphraseNeeded
+from node.home import Home
+from protocol.ids import CollectiveId, MemberId
+from protocol.keys import SigningKey
+
+PAGE: Final = 256
+Changed = Callable[[MemberId], None]
+
+
+def now_ms() -> int:
+    """The wall clock in ms: what an entry claims as its time."""
+    return time.time_ns() // 1_000_000
+
+
+class Seat:
+    """One member in one collective."""
+
+    def __init__(
+        self, home: Home, member: MemberId, store: Store, collective: CollectiveId, *, key: SigningKey | None = None
+    ) -> None:
+        """Replay what the store holds; without `key` the seat can only be read."""
+        self.home = home
+        self.me = member
+        self.store = store
+        self._key = key
+        self.fold = Collective(collective)
+        self._paused: str | None = None
+        self._listeners: list[Changed] = []
+        self._named: dict[MemberId, int] = {}
+        for each in store.members(collective):
+            self._replay(each)
+
+    @property
+    def collective(self) -> CollectiveId:
+        """The collective's id."""
+        return self.fold.id
+
+    @property
+    def paused(self) -> str | None:
+        """Why nothing may be appended now, or None."""
+        return self._paused
+
+    @property
+    def key(self) -> SigningKey:
+        """The ledger key (raises PassphraseNeeded when the seat was opened for reading)."""
+        if self._key is None:
+            raise PassphraseNeeded("couldn't sign: the ledger key was not opened")
+        return self._key
+
+    def pause(self, reason: str | None) -> None:
+        """Refuse appends for this reason, or (None) allow them again."""
+        self._paused = reason
+
+    def listen(self, changed: Changed) -> None:
+        """Call `changed(member)` after each feed that grew, our own included."""
+        self._listeners.append(changed)
+
+    def may_read(self, member: MemberId) -> bool:
+        """Whether a member gets feeds and blobs: everybody with a seat, in any role."""
+        return self.fold.known and self.fold.charter.member(member) is not None
+
+    def append(self, event: Event, state: Mapping[str, bytes] | None = None) -> Record:
+        """Sign and store one event of our feed with `state`, apply it, and tell the listeners.
+
+        Raises:
+            AppendPaused: our own feed may be longer elsewhere.
+            FeedBehind, FeedFrozen, StoreFull, StoreBroken: nothing was written.
+        """
+        if self._paused:
+            raise AppendPaused(f"couldn't write {event.TYPE}: {self._paused}")
+        record = self.store.append(
+            self.key,
+            self.collective,
+            event.TYPE,
+            event.to_json(),
+            now_ms=now_ms(),
+            salt=secrets.token_bytes(16),
+            seen=self._seen(everything=isinstance(event, events.Committed)),
+            state=dict(state or {}),
+        )
+        self.fold.apply(record)
+        self._tell(self.me)
+        return record
+
+    def receive(self, member: MemberId, records: Sequence[Record]) -> None:
+        """Apply entries that the store has taken from another node (our own feed too, after a restore)."""
+        if records and records[0].entry.header.seq > self.fold.sizes.get(member, 0):
+            self._replay(member)
+        else:
+            self.fold.apply_all(records)
+        self._tell(member)
+
+    def dataset_root(self, dataset: str) -> events.DataCommitted | None:
+        """Our newest commitment to a data set."""
+        return self.fold.data.get(self.me, {}).get(dataset)
+
+    def _seen(self, *, everything: bool) -> list[Seen]:
+        """Foreign heads to name: all of them at a commit (what we had recorded), else those that moved since."""
+        moved = [
+            (m, n) for m, n in self.fold.sizes.items() if m != self.me and (everything or self._named.get(m, 0) != n)
+        ]
+        newest = sorted(moved, key=lambda item: self._named.get(item[0], 0) == item[1])[:MAX_SEEN]
+        self._named.update(newest)
+        return [Seen(member=m, seq=n - 1, leaf=self.fold.leaves[m][n - 1]) for m, n in newest]
+
+    def _replay(self, member: MemberId) -> None:
+        while page := self.store.records(self.collective, member, self.fold.sizes.get(member, 0), PAGE):
+            self.fold.apply_all(page)
+
+    def _tell(self, member: MemberId) -> None:
+        for listener in self._listeners:
+            listener(member)
+
+
+def run_id() -> str:
+    """A fresh name for a training run; sorts by time, says nothing else."""
+    return f"{now_ms():013d}-{hashlib.sha256(secrets.token_bytes(16)).hexdigest()[:8]}"

@@ -1,0 +1,91 @@
+"""The Trainer port over a `contrib.worker` process: one job at a time, a crash costs that job.
+
+Knows no ledger and no peers. The process starts with the first job and loads the model itself after every restart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from node.children import Child, Command, python
+from node.ports import Trained, TrainJob
+from protocol.canon import Json
+
+_LIBRARIES = ("torch", "transformers", "peft", "numpy")
+_JOB_TIMEOUT = 6 * 3600.0
+
+
+class WorkerTrainer:
+    """Trains and evaluates in a child process."""
+
+    def __init__(self, *, threads: int = 1, env: Mapping[str, str] | None = None) -> None:
+        """Nothing starts before the first job; `load` says with which model."""
+        self._load: dict[str, Any] | None = None
+        self._threads = threads
+        command = Command(name="trainer", argv=python("contrib.worker"), env=env or {}, nice=5)
+        self.child = Child(command, setup=lambda: [self._load] if self._load else [])
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker while it runs."""
+        return self.child.pid
+
+    async def load(self, model: Path, spec: Mapping[str, Json]) -> None:
+        """Use this base model and adapter shape from the next start of the worker on."""
+        self._load = {"job": "load", "model": str(model), "spec": dict(spec), "threads": self._threads}
+        if self.child.running:
+            await self.child.request(self._load, timeout=_JOB_TIMEOUT)
+
+    async def train(self, job: TrainJob, on_event: Callable[[Mapping[str, Json]], None]) -> Trained:
+        """Run one job (see the port)."""
+        done = await self.child.request(
+            {
+                "job": "train",
+                "rows": str(job.rows),
+                "datasets": list(job.datasets),
+                "view": str(job.view) if job.view else None,
+                "settings": dict(job.settings),
+                "out": str(job.out),
+            },
+            on_event,
+            timeout=_JOB_TIMEOUT,
+        )
+        return Trained(
+            theta=Path(str(done["theta"])),
+            fisher=Path(str(done["fisher"])),
+            tokens=int(done["tokens"]),
+            seconds=float(done["seconds"]),
+        )
+
+    async def libraries(self) -> Mapping[str, str]:
+        """Versions of what computes the numbers, as installed here."""
+        found = {}
+        for name in _LIBRARIES:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found[name] = metadata.version(name)
+        return found
+
+    async def evaluate(
+        self, *, rows: Path, datasets: Sequence[str], views: Mapping[str, Path | None], max_rows: int
+    ) -> Mapping[str, Mapping[str, Json]]:
+        """Held-out losses (see the port)."""
+        done = await self.child.request(
+            {
+                "job": "evaluate",
+                "rows": str(rows),
+                "datasets": list(datasets),
+                "views": {name: str(path) if path else None for name, path in views.items()},
+                "max_rows": max_rows,
+            },
+            timeout=_JOB_TIMEOUT,
+        )
+        found: Mapping[str, Mapping[str, Json]] = done["views"]
+        return found
+
+    async def stop(self) -> None:
+        """End the worker; a running job is lost."""
+        await self.child.stop()

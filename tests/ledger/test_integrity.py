@@ -1,0 +1,281 @@
+"""The audit of what is stored: every tampering that hashes can see is found, at its place, and nothing else is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ledger import audit, checkpoint
+from ledger.audit import Finding
+from ledger.errors import ForkSeen, StoreBroken
+from ledger.store import Store
+from protocol import keys
+from protocol.ids import CollectiveId, digest
+from protocol.merkle import leaf_hash
+
+KEY, OTHER = keys.SigningKey(b"\x01" * 32), keys.SigningKey(b"\x02" * 32)
+MEMBER, STRANGER = keys.member_id(KEY), keys.member_id(OTHER)
+COLLECTIVE, SECOND = CollectiveId("cc" * 32), CollectiveId("dd" * 32)
+SIZE = 8
+
+
+def write(store: Store, key: keys.SigningKey, collective: CollectiveId, count: int, mark: str = "") -> None:
+    for n in range(count):
+        store.append(key, collective, "test.event", {"n": n, "mark": mark}, now_ms=n, salt=bytes([n]) * 16)
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Feed 1 is MEMBER's, feed 2 STRANGER's, feed 3 MEMBER's in another collective."""
+    path = tmp_path_factory.mktemp("honest") / "ledger.db"
+    with Store.open(path) as store:
+        write(store, KEY, COLLECTIVE, SIZE)
+        write(store, OTHER, COLLECTIVE, SIZE)
+        write(store, KEY, SECOND, SIZE)
+    return path
+
+
+@pytest.fixture
+def ledger(honest: Path, tmp_path: Path) -> Iterator[Path]:
+    copy = tmp_path / "ledger.db"
+    shutil.copy(honest, copy)
+    yield copy
+    with Store.open(honest, writer=False) as store:  # the honest twin has no finding
+        assert audit.integrity(store, COLLECTIVE) == audit.integrity(store, SECOND) == []
+
+
+def tamper(path: Path, *statements: str) -> None:
+    """What somebody with a database tool can do: take the triggers away, change, put them back."""
+    database = sqlite3.connect(path)
+    triggers = database.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    for name, _ in triggers:
+        database.execute(f"DROP TRIGGER {name}")
+    for statement in statements:
+        database.execute(statement)
+    for _, sql in triggers:
+        database.execute(sql)
+    database.commit()
+    database.close()
+
+
+def findings(path: Path, collective: CollectiveId = COLLECTIVE) -> list[Finding]:
+    with Store.open(path, writer=False) as store:
+        return audit.integrity(store, collective)
+
+
+def line_of(path: Path, feed: int, seq: int) -> bytes:
+    database = sqlite3.connect(path)
+    line = database.execute("SELECT line FROM entries WHERE feed = ? AND seq = ?", (feed, seq)).fetchone()[0]
+    database.close()
+    return bytes(line)
+
+
+def hexed(data: bytes) -> str:
+    return f"x'{data.hex()}'"
+
+
+def put_line(line: bytes, feed: int, seq: int) -> str:
+    """The careful attacker changes the stored leaf hash too."""
+    values = f"line = {hexed(line)}, leaf = {hexed(leaf_hash(line))}"
+    return f"UPDATE entries SET {values} WHERE feed = {feed} AND seq = {seq}"  # noqa: S608
+
+
+def edited_line(path: Path) -> list[str]:
+    return [put_line(line_of(path, 1, 3).replace(b'"ts":3', b'"ts":4'), 1, 3)]
+
+
+def respaced_line(path: Path) -> list[str]:
+    return [put_line(line_of(path, 1, 3).replace(b'"ts":3', b'"ts": 3'), 1, 3)]
+
+
+def swapped(path: Path) -> list[str]:
+    return [put_line(line_of(path, 1, 4), 1, 3), put_line(line_of(path, 1, 3), 1, 4)]
+
+
+def repeated(path: Path) -> list[str]:
+    return [put_line(line_of(path, 1, 2), 1, 3)]
+
+
+def from_another_feed(path: Path) -> list[str]:
+    return [put_line(line_of(path, 2, 3), 1, 3)]
+
+
+def from_another_collective(path: Path) -> list[str]:
+    return [put_line(line_of(path, 3, 3), 1, 3)]
+
+
+TAMPERINGS: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
+    "a line is edited": (edited_line, "bad-signature", 3),
+    "a line is spelled otherwise": (respaced_line, "not-canonical", 3),
+    "a line is emptied": (lambda _: [put_line(b"", 1, 3)], "malformed", 3),
+    "two lines are swapped": (swapped, "wrong-place", 3),
+    "a line is repeated": (repeated, "wrong-place", 3),
+    "a line comes from another feed": (from_another_feed, "wrong-feed", 3),
+    "a line comes from another collective": (from_another_collective, "wrong-feed", 3),
+    "an entry is deleted": (lambda _: ["DELETE FROM entries WHERE feed = 1 AND seq = 3"], "gap", 3),
+    "the first entry is deleted": (lambda _: ["DELETE FROM entries WHERE feed = 1 AND seq = 0"], "gap", 0),
+    "the tail is deleted": (lambda _: ["DELETE FROM entries WHERE feed = 1 AND seq > 4"], "tail-missing", 5),
+    "all entries are deleted": (lambda _: ["DELETE FROM entries WHERE feed = 1"], "tail-missing", 0),
+    "a leaf hash is edited": (
+        lambda _: ["UPDATE entries SET leaf = zeroblob(32) WHERE feed = 1 AND seq = 3"],
+        "leaf-mismatch",
+        3,
+    ),
+    "a body is edited": (
+        lambda _: ["UPDATE bodies SET data = CAST('{}' AS BLOB) WHERE feed = 1 AND seq = 3"],
+        "bad-commitment",
+        3,
+    ),
+    "a salt is edited": (
+        lambda _: ["UPDATE bodies SET salt = zeroblob(16) WHERE feed = 1 AND seq = 3"],
+        "bad-commitment",
+        3,
+    ),
+    "a salt is cut": (
+        lambda _: ["UPDATE bodies SET salt = zeroblob(3) WHERE feed = 1 AND seq = 3"],
+        "malformed",
+        3,
+    ),
+    "a body is deleted": (lambda _: ["DELETE FROM bodies WHERE feed = 1 AND seq = 3"], "body-missing", 3),
+    "a head's signature is edited": (
+        lambda _: ["UPDATE heads SET signature = zeroblob(64) WHERE feed = 1 AND size = 4"],
+        "bad-head",
+        3,
+    ),
+    "a head's root is edited": (
+        lambda _: ["UPDATE heads SET root = zeroblob(32) WHERE feed = 1 AND size = 4"],
+        "bad-head",
+        3,
+    ),
+    "a head's root is cut": (
+        lambda _: ["UPDATE heads SET root = zeroblob(3) WHERE feed = 1 AND size = 4"],
+        "bad-head",
+        3,
+    ),
+    "an invented fork proof": (lambda _: ["INSERT INTO forks VALUES (1, zeroblob(9))"], "bad-proof", -1),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_tampering_is_found_at_its_place(ledger: Path, name: str) -> None:
+    make, code, seq = TAMPERINGS[name]
+    tamper(ledger, *make(ledger))
+    found = findings(ledger)
+    assert (found[0].code, found[0].member, found[0].seq) == (code, MEMBER, None if seq < 0 else seq)
+    assert {f.member for f in found} == {MEMBER}
+    assert all(f.seq is None or f.seq >= seq for f in found)
+    assert findings(ledger, SECOND) == []
+
+
+def test_a_finding_names_the_event(ledger: Path) -> None:
+    with Store.open(ledger, writer=False) as store:
+        event = store.records(COLLECTIVE, MEMBER)[3].entry.event
+    tamper(ledger, "UPDATE bodies SET data = zeroblob(9) WHERE feed = 1 AND seq = 3")
+    (finding,) = findings(ledger)
+    assert (finding.code, finding.seq, finding.event) == ("bad-commitment", 3, event)
+
+
+def test_a_history_rewritten_by_its_author_contradicts_the_signed_heads(ledger: Path, tmp_path: Path) -> None:
+    with Store.open(tmp_path / "rewritten.db") as store:
+        write(store, KEY, COLLECTIVE, SIZE, mark="rewritten")
+    tamper(
+        ledger,
+        f"ATTACH '{tmp_path / 'rewritten.db'}' AS r",
+        "DELETE FROM entries WHERE feed = 1",
+        "DELETE FROM bodies WHERE feed = 1",
+        "INSERT INTO entries SELECT * FROM r.entries WHERE feed = 1",
+        "INSERT INTO bodies SELECT * FROM r.bodies WHERE feed = 1",
+    )
+    found = findings(ledger)
+    assert [(f.code, f.seq) for f in found] == [("root-mismatch", n) for n in range(SIZE)]
+
+
+def test_a_head_beyond_the_entries_shows_a_lost_tail(ledger: Path, honest: Path, tmp_path: Path) -> None:
+    """A torn write-ahead log opens as a shorter history without a word; another member's memory of the head tells."""
+    with Store.open(honest, writer=False) as store:
+        remembered = next(h for h in store.heads(COLLECTIVE) if h.member == MEMBER)
+    tamper(
+        ledger,
+        "DELETE FROM entries WHERE feed = 1 AND seq >= 5",
+        "DELETE FROM bodies WHERE feed = 1 AND seq >= 5",
+        "DELETE FROM heads WHERE feed = 1 AND size > 5",
+    )
+    assert findings(ledger) == []
+    with Store.open(ledger) as store:
+        store.append_foreign(COLLECTIVE, MEMBER, [], remembered.note)
+    assert [(f.code, f.seq) for f in findings(ledger)] == [("tail-missing", 5)]
+
+
+def test_a_proven_fork_is_reported_with_its_place(ledger: Path, tmp_path: Path) -> None:
+    lie = checkpoint.make(KEY, COLLECTIVE, MEMBER, 5, digest(b"another history"))
+    with Store.open(ledger) as store, pytest.raises(ForkSeen):
+        store.append_foreign(COLLECTIVE, MEMBER, [], lie.note)
+    assert [(f.code, f.seq) for f in findings(ledger)] == [("fork", 5)]
+
+
+def test_damage_that_sqlite_does_not_notice_is_found(ledger: Path) -> None:
+    line = line_of(ledger, 1, 3)
+    raw = ledger.read_bytes()
+    assert raw.count(line) == 1
+    ledger.write_bytes(raw.replace(line, line.replace(b'"ts":3', b'"ts":9')))
+    database = sqlite3.connect(ledger)
+    assert database.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    database.close()
+    assert ("bad-signature", 3) in [(f.code, f.seq) for f in findings(ledger)]
+
+
+def test_a_damaged_file_is_a_finding_and_not_a_crash(ledger: Path) -> None:
+    raw = bytearray(ledger.read_bytes())
+    for place in range(4096, len(raw), 4096):
+        raw[place : place + 200] = os.urandom(200)
+    ledger.write_bytes(bytes(raw))
+    try:
+        found = findings(ledger)
+    except StoreBroken:
+        return
+    assert found
+
+
+def test_reading_a_damaged_line_points_to_the_audit(ledger: Path) -> None:
+    tamper(ledger, put_line(b"{}", 1, 3))
+    with Store.open(ledger, writer=False) as store, pytest.raises(StoreBroken, match=r"entry 3 .* run the audit"):
+        store.records(COLLECTIVE, MEMBER)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(["line", "leaf"]), st.integers(0, SIZE - 1), st.integers(0, 10_000), st.integers(1, 255))
+def test_any_changed_byte_of_an_entry_is_found(
+    tmp_path_factory: pytest.TempPathFactory, column: str, seq: int, place: int, change: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "one-byte.db"
+    if not path.exists():
+        with Store.open(path) as store:
+            write(store, KEY, COLLECTIVE, SIZE)
+    database = sqlite3.connect(path)
+    where = f"WHERE feed = 1 AND seq = {seq}"
+    before = bytes(database.execute(f"SELECT {column} FROM entries {where}").fetchone()[0])  # noqa: S608
+    database.close()
+    after = bytearray(before)
+    after[place % len(after)] ^= change
+    tamper(path, f"UPDATE entries SET {column} = {hexed(bytes(after))} {where}")  # noqa: S608
+    found = findings(path)
+    tamper(path, f"UPDATE entries SET {column} = {hexed(before)} {where}")  # noqa: S608
+    assert found
+    assert found[0].seq == seq
+    assert findings(path) == []
+
+
+def test_the_audit_needs_no_torch_and_no_network() -> None:
+    code = "import ledger.audit, ledger.store, sys; print([m for m in ('torch', 'hivemind', 'libp2p') if m in sys.modules])"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,148 @@
+"""Promises of the blob store: a name is a digest, whatever the disk, a peer or a crash does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.blobs import MAX_PARTS, BlobStore
+from node.errors import BlobCorrupt, BlobMissing, BlobTooLarge
+from protocol.errors import Malformed
+from protocol.ids import Digest, digest
+
+DATA = bytes(range(256)) * 4000
+NAME = digest(DATA)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return BlobStore(tmp_path / "blobs")
+
+
+def test_what_was_put_is_read_back(store):
+    assert store.put(DATA) == NAME == store.put(DATA)
+    assert store.read(NAME, len(DATA)) == DATA
+    assert store.size(NAME) == len(DATA)
+    assert store.digests() == [NAME]
+    assert b"".join((store.chunk(NAME, 0, 1000), store.chunk(NAME, 1000, len(DATA)))) == DATA
+
+
+def test_too_large_blob_is_not_read(store):
+    store.put(DATA)
+    with pytest.raises(BlobTooLarge):
+        store.read(NAME, len(DATA) - 1)
+
+
+def test_damaged_blob_is_never_returned_and_can_come_again(store):
+    store.put(DATA)
+    store.path(NAME).write_bytes(b"X" + DATA[1:])
+    with pytest.raises(BlobCorrupt):
+        store.read(NAME, len(DATA))
+    assert not store.has(NAME)
+    store.put(DATA)
+    assert store.read(NAME, len(DATA)) == DATA
+
+
+def test_missing_blob_is_said_to_be_missing(store):
+    assert store.size(NAME) is None
+    for call in (lambda: store.read(NAME, 10), lambda: store.chunk(NAME, 0)):
+        with pytest.raises(BlobMissing):
+            call()
+    assert not store.remove(NAME)
+
+
+@pytest.mark.parametrize("name", ["", "../../etc/passwd", "AB" * 32, "a" * 63, "a" * 65, "/" + "a" * 63])
+def test_only_a_digest_is_a_name(store, name):
+    for call in (store.path, store.has, store.size, store.remove):
+        with pytest.raises(Malformed):
+            call(Digest(name))
+
+
+def test_interrupted_fetch_goes_on_where_it_ended(store):
+    with store.partial(NAME, len(DATA)) as part:
+        part.write(DATA[:300_000])
+    with store.partial(NAME, len(DATA)) as part:
+        assert part.offset == 300_000
+        part.write(DATA[300_000:])
+        assert part.finish() == store.path(NAME)
+    assert store.read(NAME, len(DATA)) == DATA
+    assert not list(store.path(NAME).parent.glob("*.part"))
+
+
+def test_bytes_of_another_digest_never_get_the_name(store):
+    with store.partial(NAME, len(DATA)) as part:
+        part.write(DATA[:-1] + b"!")
+        with pytest.raises(BlobCorrupt):
+            part.finish()
+    assert not store.has(NAME)
+    with store.partial(NAME, len(DATA)) as part:
+        assert part.offset == 0
+
+
+def test_more_than_the_stated_size_is_refused(store):
+    with store.partial(NAME, 10) as part:
+        with pytest.raises(BlobTooLarge):
+            part.write(b"x" * 11)
+        part.write(b"x" * 9)
+        with pytest.raises(BlobMissing):
+            part.finish()
+    with store.partial(NAME, 5) as part:  # an event with another size: what there is cannot be right
+        assert part.offset == 0
+
+
+@given(st.binary(max_size=2000), st.lists(st.integers(1, 500), max_size=6))
+def test_any_cutting_gives_the_same_blob(tmp_path_factory, data, cuts):
+    store, at = BlobStore(tmp_path_factory.mktemp("cuts")), 0
+    for cut in (*cuts, len(data)):
+        with store.partial(digest(data), len(data)) as part:
+            assert part.offset == at
+            part.write(data[at : at + cut])
+            at = part.offset
+    with store.partial(digest(data), len(data)) as part:
+        part.finish()
+    assert store.read(digest(data), 2000) == data
+
+
+def test_half_fetched_blobs_are_bounded(store):
+    for n in range(MAX_PARTS + 10):
+        with store.partial(digest(b"%d" % n), 10) as part:
+            part.write(b"x")
+    assert len(list(store.path(NAME).parent.glob("*.part"))) <= MAX_PARTS + 1
+
+
+def test_what_a_crash_left_is_cleared(store):
+    leftover = store.path(NAME).with_name(f".{NAME}.0011.tmp")
+    leftover.write_bytes(b"half")
+    BlobStore(store.path(NAME).parent)
+    assert not leftover.exists()
+
+
+def test_full_disk_is_said_and_loses_nothing(tmp_path):
+    script = f"""
+import resource, signal
+from pathlib import Path
+from node.blobs import BlobStore
+from node.errors import DiskFull
+from protocol.ids import digest
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = BlobStore(Path({str(tmp_path)!r}))
+kept = store.put(b"kept")
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for fill in (lambda: store.put(b"x" * 5000), lambda: fetch()):
+    def fetch():
+        with store.partial(digest(b"x" * 5000), 5000) as part:
+            part.write(b"x" * 5000)
+            part.finish()
+    try:
+        fill()
+    except DiskFull as e:
+        print(e.code)
+assert store.read(kept, 10) == b"kept"
+assert [p.name for p in Path({str(tmp_path)!r}).iterdir()] == [kept]
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout.split()) == (0, ["disk-full", "disk-full"]), done.stderr

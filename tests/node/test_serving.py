@@ -1,0 +1,196 @@
+"""A name stands for one version at a time; requests end on the one they began with."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import aclosing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from node.errors import BadVector, Busy, ChildDied, UnknownModel
+from node.ports import Engine, Piece, Sampling, ServedModel, Usage
+from node.serving import Serving
+from protocol.ids import Digest
+from tests.support.live_engine import BASE, Live, make_serving
+
+PROMPT = "The people of the United States"
+R1, R2, R10 = (Digest(d * 32) for d in ("a1", "a2", "aa"))
+
+
+async def answer(serving: Serving, model: ServedModel, **sampling: object) -> str:
+    options = Sampling(**{"max_tokens": 24, **sampling})  # type: ignore[arg-type]
+    async with aclosing(serving.generate(model, PROMPT, options)) as parts:
+        return "".join([part.text async for part in parts if isinstance(part, Piece)])
+
+
+@pytest.fixture
+def cold(live: Live) -> Serving:
+    """A serving whose engine is never started."""
+    del live
+    return make_serving(now=lambda: 1000.0)
+
+
+def test_serving_is_the_engine_port(cold: Serving) -> None:
+    engine: Engine = cold
+    assert [model.name for model in engine.models()] == ["base"]
+    assert engine.find("base") == engine.find(BASE)
+
+
+def test_names_follow_what_is_set(cold: Serving, live: Live) -> None:
+    path, digest = live.vector(1)
+    for height, release in ((2, R2), (10, R10), (1, R1)):
+        asyncio.run(cold.set_release(height, release, path))
+    asyncio.run(cold.set_view(digest, path))
+    assert [model.name for model in cold.models()] == ["base", "view", "release-10", "release-2", "release-1"]
+    assert cold.find("latest") == cold.find("release-10") == cold.find(R10)
+    assert cold.find("view").digest == digest
+    assert cold.find(R1).height == 1
+    cold.drop_release(10)
+    assert cold.find("latest").digest == R2
+
+
+def test_unknown_name_is_answered_with_near_ones(cold: Serving, live: Live) -> None:
+    asyncio.run(cold.set_release(2, R2, live.vector(1)[0]))
+    with pytest.raises(UnknownModel) as caught:
+        cold.find("relase-2")
+    assert caught.value.near[0] == "release-2"
+    with pytest.raises(UnknownModel, match="gpt-4"):
+        cold.find("gpt-4")
+
+
+def test_before_the_first_release_latest_says_what_to_do(cold: Serving) -> None:
+    with pytest.raises(UnknownModel) as caught:
+        cold.find("latest")
+    assert "ask for base" in caught.value.hint
+
+
+def test_bad_vector_leaves_the_old_version_served(cold: Serving, live: Live, tmp_path: Path) -> None:
+    path, digest = live.vector(1)
+    asyncio.run(cold.set_view(digest, path))
+    np.save(tmp_path / "short.npy", np.zeros(5, dtype=np.float32))
+    for bad in (tmp_path / "short.npy", tmp_path / "missing.npy", live.vector(2)[0]):
+        with pytest.raises(BadVector):
+            asyncio.run(cold.set_view(digest, bad))
+    with pytest.raises(BadVector):
+        asyncio.run(cold.set_release(1, R1, live.vector(2)[0], model=digest))
+    assert cold.find("view").vector == path
+    assert [model.name for model in cold.models()] == ["base", "view"]
+
+
+def test_running_request_ends_on_the_version_it_began_with(live: Live) -> None:
+    serving = live.serving
+
+    async def swap() -> tuple[str, str, str]:
+        old, new = live.vector(11), live.vector(12)
+        await serving.set_view(old[1], old[0])
+        before = serving.find("view")
+        alone = await answer(serving, before, max_tokens=100)
+        running = asyncio.create_task(answer(serving, before, max_tokens=100))
+        await asyncio.sleep(0.1)
+        await serving.set_view(new[1], new[0])
+        old[0].unlink()
+        after = serving.find("view")
+        assert after.digest == new[1]
+        return alone, await running, await answer(serving, after, max_tokens=100)
+
+    alone, during, after = live.loop.run(swap())
+    assert during == alone
+    assert after != alone
+
+
+def test_many_versions_under_traffic_each_answer_as_themselves(live: Live) -> None:
+    serving = live.serving
+
+    async def traffic() -> None:
+        versions = []
+        for height in range(1, 7):
+            path, digest = live.vector(20 + height)
+            await serving.set_release(height, Digest(f"{height:064x}"), path, model=digest)
+            versions.append(serving.find("latest"))
+        alone = [await answer(serving, version) for version in versions]
+        together = await asyncio.gather(*(answer(serving, version) for version in versions for _ in range(2)))
+        assert together == [text for text in alone for _ in range(2)]
+        assert len(set(alone)) > 3
+        for height in range(1, 7):
+            serving.drop_release(height)
+
+    live.loop.run(traffic())
+
+
+def test_usage_counts_tokens(live: Live) -> None:
+    async def last() -> object:
+        async with aclosing(live.serving.generate(live.serving.find("base"), PROMPT, Sampling(max_tokens=5))) as parts:
+            return [part async for part in parts][-1]
+
+    assert live.loop.run(last()) == Usage(prompt_tokens=len(PROMPT), completion_tokens=5)
+
+
+def test_one_request_too_many_is_refused_at_once(live: Live) -> None:
+    serving = live.serving
+
+    async def crowd() -> list[object]:
+        model = serving.find("base")
+        return await asyncio.gather(*(answer(serving, model) for _ in range(20)), return_exceptions=True)
+
+    outcomes = live.loop.run(crowd())
+    busy = [outcome for outcome in outcomes if isinstance(outcome, Busy)]
+    assert len(busy) == 4
+    assert len({outcome for outcome in outcomes if isinstance(outcome, str)}) == 1
+    assert serving.under_way == 0
+
+
+def test_request_that_is_given_up_makes_room_at_once(live: Live) -> None:
+    serving = live.serving
+
+    async def give_up() -> float:
+        parts = serving.generate(serving.find("base"), PROMPT, Sampling(max_tokens=450, temperature=1.0, seed=3))
+        await anext(parts)
+        await parts.aclose()
+        assert serving.under_way == 0
+        since = time.monotonic()
+        await answer(serving, serving.find("base"), max_tokens=2)
+        return time.monotonic() - since
+
+    assert live.loop.run(give_up()) < 1.0
+
+
+def test_killed_engine_fails_the_request_and_the_next_one_is_answered(live: Live) -> None:
+    serving = live.serving
+    path, digest = live.vector(31)
+
+    async def kill() -> tuple[str, str]:
+        await serving.set_release(31, R1, path, model=digest)
+        model = serving.find("latest")
+        before = await answer(serving, model)
+        parts = serving.generate(model, PROMPT, Sampling(max_tokens=450, temperature=1.0, seed=3))
+        await anext(parts)
+        assert serving.child.pid is not None
+        os.kill(serving.child.pid, signal.SIGKILL)
+        with pytest.raises(ChildDied):
+            async for _ in parts:
+                pass
+        after = await answer(serving, model)
+        serving.drop_release(31)
+        return before, after
+
+    before, after = live.loop.run(kill())
+    assert before == after
+
+
+def test_api_and_serving_import_no_torch() -> None:
+    code = (
+        "import sys, node.api, node.serving, node.http, node.children; "
+        "bad = {'torch', 'transformers', 'peft', 'hivemind', 'libp2p'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=root, check=False
+    )
+    assert done.returncode == 0, done.stderr

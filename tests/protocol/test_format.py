@@ -1,0 +1,520 @@
+"""The formats of protocol/FORMAT.md, byte for byte, read twice: by the product and by a reader written from the page.
+
+The vectors in tests/vectors are made from fixed inputs by the functions below; `--update-golden` writes them anew. What
+zstd compressed is kept as it was made once, since another zstd may compress the same content to other bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import second_reader
+
+from contrib import adapters, merging, row, splitting, updates
+from ledger import charter as charters
+from ledger import checkpoint, entry, events
+from protocol import binding, canon, contribution, keys, merkle, sparse, wire
+from protocol.card import Card
+from protocol.errors import FishernetError
+from protocol.ids import ZERO, digest, digest_of, peer_id
+
+VECTORS = Path(__file__).resolve().parents[1] / "vectors"
+NAMES = ("ada", "bea", "cyd")
+KEYS = {name: keys.SigningKey(digest(name.encode()).encode()[:32]) for name in NAMES}
+MEMBERS = {name: keys.member_id(KEYS[name]) for name in NAMES}
+SALT = bytes(range(16))
+P = 40
+
+
+def charter():
+    members = [charters.Member(id=MEMBERS[name], name=name, role="contributor") for name in NAMES]
+    return charters.parse(
+        charters.Charter(
+            name="Vectors",
+            nonce=digest(b"nonce"),
+            base=charters.Base(name="tiny", digest=digest(b"base")),
+            adapter=charters.Adapter(
+                rank=16, alpha=16, targets=("q_proj", "v_proj"), seed=digest(b"seed"), coordinates=P
+            ),
+            update=charters.Update(density_ppm=250_000, value_bits=8, block=256),
+            recipe="contributor-mean/1",
+            gate=charters.Gate(
+                max_blob_bytes=4194304, norm_cap_micro=10_000_000, tolerance_centinats=2, held_out_min=200
+            ),
+            release=charters.Release(wait_for=3, patience_ms=60_000, timeout_ms=20_000),
+            members=tuple(sorted(members, key=lambda member: member.id)),
+            faults=0,
+        ).to_json()
+    )
+
+
+COLLECTIVE = charters.collective_id(charter())
+
+
+def stored_frame(data):
+    """A zstd frame of one raw block (RFC 8878): the same bytes whatever zstd is installed."""
+    return b"\x28\xb5\x2f\xfd\x20" + bytes([len(data)]) + (len(data) << 3 | 1).to_bytes(3, "little") + data
+
+
+def stored_update(*, sent, index, values, scales, bits=8, encoding=0, exponent=8, coordinates=P):
+    frames = stored_frame(index), stored_frame(values)
+    head = struct.pack(
+        "<4sBBBBIIII", b"FNSU", 1, bits, encoding, exponent, coordinates, sent, len(frames[0]), len(frames[1])
+    )
+    return head + frames[0] + scales + frames[1]
+
+
+ONE = b"\x00\x3c"
+STORED_UPDATES = {
+    "nothing": stored_update(sent=0, index=b"", values=b"", scales=b""),
+    "int8, delta varints": stored_update(sent=3, index=b"\x00\x04\x21", values=b"\x01\x7f\x81", scales=ONE),
+    "int8, bitmap": stored_update(sent=2, index=b"\x01\x00\x00\x00\x80", values=b"\x02\xfe", scales=ONE, encoding=1),
+    "int4, odd": stored_update(sent=3, index=b"\x00\x00\x00", values=b"\x97\x01", scales=ONE, bits=4),
+    "two blocks, smallest and largest scale": stored_update(
+        sent=3, index=b"\x05\x05\x05", values=b"\x01\x02\x03", scales=b"\x01\x00\xff\x7b", exponent=1
+    ),
+    "long gap": stored_update(sent=2, index=b"\x80\x01\x80\x80\x01", values=b"\x01\x01", scales=ONE, coordinates=20000),
+}
+GOOD = {"sent": 1, "index": b"\x05", "values": b"\x01", "scales": ONE}
+REFUSED_UPDATES = {
+    "a value of zero": stored_update(**GOOD | {"values": b"\x00"}),
+    "-128": stored_update(**GOOD | {"values": b"\x80"}),
+    "-8 in four bits": stored_update(**GOOD | {"values": b"\x08", "bits": 4}),
+    "padding in four bits": stored_update(**GOOD | {"values": b"\x11", "bits": 4}),
+    "a varint longer than needed": stored_update(**GOOD | {"index": b"\x85\x00"}),
+    "an index beyond the coordinates": stored_update(**GOOD | {"index": b"\x28"}),
+    "a bit beyond the coordinates": stored_update(
+        **GOOD | {"index": b"\x00\x00\x00\x00\x80", "encoding": 1, "coordinates": 39}
+    ),
+    "an infinite scale": stored_update(**GOOD | {"scales": b"\x00\x7c"}),
+    "a scale of zero": stored_update(**GOOD | {"scales": b"\x00\x00"}),
+    "a trailing byte": stored_update(**GOOD) + b"\x00",
+    "a block of 2^16": stored_update(**GOOD | {"exponent": 16}),
+    "more sent than allowed": stored_update(sent=11, index=bytes(11), values=b"\x01" * 11, scales=ONE),
+}
+
+
+def small_update(seed):
+    rng = np.random.default_rng(seed)
+    residual = np.round(rng.standard_normal(P), 3).astype(np.float32)
+    return updates.make(np.ones(P, dtype=np.float32), residual, density_ppm=250_000, value_bits=8, block=256)
+
+
+def card(update, member):
+    return Card(
+        collective=COLLECTIVE,
+        member=MEMBERS[member],
+        epoch=charter().epoch_id,
+        base=digest(b"base"),
+        number=1,
+        view=merging.model_digest(np.zeros(P, dtype=np.float32)),
+        train_root=digest(b"train"),
+        held_out_root=digest(b"held out"),
+        train_rows=900,
+        steps=10,
+        tokens=2560,
+        epsilon_micro=None,
+        selection="fisher-r2",
+        density_ppm=250_000,
+        value_bits=8,
+        coordinates=P,
+        sent=update.sent,
+        norm_micro=updates.norm_micro(update),
+        loss_before=423,
+        loss_after=378,
+        libraries={"fishernet": "0.1.0", "torch": "2.13.0"},
+    )
+
+
+def make_names():
+    return {
+        "canonical": [
+            {"value": value, "hex": canon.encode(value).hex()}
+            for value in (None, True, -9007199254740991, 'é\u2028\u0001"\\', [], {}, {"b": [1, {}], "a": "雪"})
+        ],
+        "members": [
+            {
+                "name": name,
+                "seed": bytes(KEYS[name]).hex(),
+                "member": MEMBERS[name],
+                "peer": peer_id(bytes.fromhex(MEMBERS[name])),
+            }
+            for name in NAMES
+        ],
+        "signature": {
+            "domain": "entry",
+            "message": "hello",
+            "hex": keys.sign(KEYS["ada"], "entry", b"hello").hex(),
+        },
+        "trees": [
+            {"leaves": n, "root": merkle.root_of([merkle.leaf_hash(bytes([i])) for i in range(n)]).hex()}
+            for n in (0, 1, 2, 3, 5, 8)
+        ],
+    }
+
+
+def make_charter():
+    return {"charter": charter().to_json(), "collective": COLLECTIVE, "epoch": charter().epoch_id}
+
+
+def make_feed():
+    bodies = [
+        events.Genesis(charter=charter().to_json()),
+        events.PeerBound(binding=binding.make(KEYS["ada"], KEYS["bea"])),
+        events.Published(epoch=charter().epoch_id, number=1, blob=digest(b"blob"), size=4),
+    ]
+    prev, leaves, out = ZERO, [], []
+    for seq, body in enumerate(bodies):
+        seen = [entry.Seen(member=MEMBERS["cyd"], seq=3, leaf=digest(b"leaf"))] if seq == 2 else []
+        record = entry.make(
+            KEYS["ada"],
+            collective=COLLECTIVE,
+            seq=seq,
+            prev=prev,
+            ts=1_700_000_000_000 + seq,
+            type=body.TYPE,
+            seen=seen,
+            body=body.to_json(),
+            salt=SALT,
+        )
+        prev = record.entry.leaf
+        leaves.append(merkle.leaf_hash(record.entry.line))
+        head = checkpoint.make(KEYS["ada"], COLLECTIVE, MEMBERS["ada"], seq + 1, digest_root(leaves))
+        out.append(
+            {
+                "line": record.entry.line.decode(),
+                "salt": SALT.hex(),
+                "body": record.body.data.decode(),
+                "leaf": record.entry.leaf,
+                "event": record.entry.event,
+                "note": head.note.decode(),
+            }
+        )
+    return out
+
+
+def digest_root(leaves):
+    return merkle.root_of(leaves).hex()
+
+
+def make_stored_updates():
+    return {
+        "max_sent": 10,
+        "read": [
+            {"name": name, "hex": data.hex(), **read_update(data, struct.unpack_from("<I", data, 8)[0])}
+            for name, data in STORED_UPDATES.items()
+        ],
+        "refused": [
+            {"name": name, "hex": data.hex(), "coordinates": struct.unpack_from("<I", data, 8)[0]}
+            for name, data in REFUSED_UPDATES.items()
+        ],
+    }
+
+
+def read_update(data, coordinates):
+    update = sparse.decode(data, coordinates=coordinates, max_sent=10)
+    return {
+        "coordinates": coordinates,
+        "bits": update.bits,
+        "block": update.block,
+        "indices": update.indices.tolist(),
+        "units": update.units.tolist(),
+    }
+
+
+def make_contributions():
+    """Bytes that hold what zstd compressed: made once, then only read."""
+    out = []
+    for seed, name in enumerate(NAMES):
+        one = small_update(seed)
+        blob = contribution.pack(card(one.update, name), one.data, KEYS[name])
+        out.append(
+            {
+                "name": name,
+                "hex": blob.hex(),
+                "digest": digest(blob),
+                "card": card(one.update, name).to_json(),
+                **read_update(one.data, P),
+            }
+        )
+    return out
+
+
+def make_merges():
+    """From the stored contributions: registers and every recipe, with equal and with other weights."""
+    registers = {
+        MEMBERS[one["name"]]: merging.registers_of([sent_update(one)], P) for one in read_vector("contributions")
+    }
+    out = {"registers": {m: merging.register_digest(r) for m, r in registers.items()}, "merges": []}
+    for recipe in sorted(merging.RECIPES):
+        for weights in ((1, 1, 1), (5, 2, 1)):
+            by_member = dict(zip(registers, weights, strict=True))
+            view = merging.merge(recipe, registers, by_member, 3, P)
+            out["merges"].append(
+                {
+                    "recipe": recipe,
+                    "weights": by_member,
+                    "values": view.astype("<f4").tobytes().hex(),
+                    "model": merging.model_digest(view),
+                }
+            )
+    return out
+
+
+def sent_update(one):
+    return sparse.SparseUpdate(
+        coordinates=P,
+        indices=np.array(one["indices"], dtype=np.uint32),
+        units=np.array(one["units"]),
+        bits=8,
+        block=256,
+    )
+
+
+def make_adapter():
+    return [
+        {
+            "seed": digest(b"seed"),
+            "module": name,
+            "rank": rank,
+            "width": width,
+            "values": adapters.frozen_a(digest(b"seed"), name, rank, width).astype("<f4").tobytes().hex(),
+        }
+        for name, rank, width in (("model.layers.0.self_attn.q_proj", 2, 16), ("model.é", 3, 5))
+    ]
+
+
+def make_rows():
+    rows = [
+        row.text_row("Snow in March.\n"),
+        row.pair_row("2 + 2 =", " 4"),
+        row.chat_row([row.Message(role="user", content="Grüß dich"), row.Message(role="assistant", content="Hallo")]),
+    ]
+    leaves = [splitting.commitment_leaf(SALT, one.canonical()) for one in rows]
+    return {
+        "salt": SALT.hex(),
+        "root": digest_root(leaves),
+        "rows": [
+            {
+                "canonical": one.canonical().decode(),
+                "digest": one.digest(),
+                "split_key": one.split_key(),
+                "held_out_from_ppm": next(p for p in range(0, 10**6, 500) if part(one, p) == "held_out"),
+            }
+            for one in rows
+        ],
+    }
+
+
+def part(one, ppm):
+    return splitting.part_of(one.split_key(), ppm)
+
+
+def make_wire():
+    bound = binding.verify(binding.make(KEYS["ada"], KEYS["bea"]))
+    feed = read_vector("feed")
+    page = wire.page_of(
+        feed[2]["note"].encode(),
+        [
+            wire.WireRecord(line=feed[0]["line"].encode(), salt=SALT, data=feed[0]["body"].encode()),
+            wire.WireRecord(line=feed[1]["line"].encode(), salt=None, data=None),
+        ],
+    )
+    requests = [
+        wire.HeadsRequest(collective=COLLECTIVE, binding=bound),
+        wire.FeedRequest(collective=COLLECTIVE, binding=bound, member=MEMBERS["ada"], start=7),
+        wire.BlobRequest(collective=COLLECTIVE, binding=bound, digest=digest(b"blob"), offset=1024),
+    ]
+    heads = wire.HeadsAnswer(binding=bound, notes=(feed[0]["note"].encode(),))
+    return {
+        "topic": wire.topic(COLLECTIVE),
+        "protocols": [wire.HEADS, wire.FEED, wire.BLOB],
+        "binding": bound.to_json(),
+        "requests": [wire.frame(request.to_bytes()).hex() for request in requests],
+        "heads": wire.answer(heads.to_bytes()).hex(),
+        "page": wire.answer(page.to_bytes()).hex(),
+        "blob": wire.answer(wire.blob_size(123456)).hex(),
+        "refusal": wire.refusal("not-a-member").hex(),
+    }
+
+
+MADE_ANEW = {
+    "names": make_names,
+    "charter": make_charter,
+    "feed": make_feed,
+    "updates": make_stored_updates,
+    "merges": make_merges,
+    "adapter": make_adapter,
+    "rows": make_rows,
+    "wire": make_wire,
+}
+MADE_ONCE = {"contributions": make_contributions}
+
+
+def read_vector(name):
+    return json.loads((VECTORS / f"{name}.json").read_text("utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def written(update_golden, request):
+    """With `--update-golden`, the vectors are written before the first test looks at them."""
+    if update_golden and not getattr(request.config, "_vectors_written", False):
+        for name, make in {**MADE_ONCE, **MADE_ANEW}.items():
+            text = json.dumps(make(), indent=1, sort_keys=True, ensure_ascii=False)
+            (VECTORS / f"{name}.json").write_text(text + "\n", "utf-8")
+        request.config._vectors_written = True
+
+
+@pytest.mark.parametrize("name", MADE_ANEW)
+def test_the_code_still_makes_the_same_bytes(name):
+    assert json.loads(json.dumps(MADE_ANEW[name]())) == read_vector(name)
+
+
+def test_every_stored_update_is_read_the_same_by_a_second_reader():
+    vector = read_vector("updates")
+    for one in vector["read"]:
+        data = bytes.fromhex(one["hex"])
+        assert second_reader.sparse(data) == (one["indices"], one["units"]), one["name"]
+        assert read_update(data, one["coordinates"]).items() <= one.items(), one["name"]
+
+
+def test_every_wrong_update_is_refused():
+    for one in read_vector("updates")["refused"]:
+        with pytest.raises(FishernetError):
+            sparse.decode(bytes.fromhex(one["hex"]), coordinates=one["coordinates"], max_sent=10)
+
+
+def test_stored_contributions_are_read_the_same_by_a_second_reader():
+    for one in read_vector("contributions"):
+        blob = bytes.fromhex(one["hex"])
+        got = contribution.unpack(blob, max_bytes=1 << 20)
+        assert (got.card.to_json(), got.update) == second_reader.contribution(blob)
+        assert got.card.to_json() == one["card"]
+        assert got.digest == one["digest"] == second_reader.sha256(blob)
+        assert second_reader.sparse(got.update) == (one["indices"], one["units"])
+        gate = charter().gate.norm_cap_micro
+        verdict = updates.check(got, coordinates=P, value_bits=8, density_ppm=250_000, norm_cap_micro=gate)
+        assert isinstance(verdict, updates.Accept)
+
+
+def test_packing_a_stored_contribution_again_gives_its_bytes():
+    for one in read_vector("contributions"):
+        got = contribution.unpack(bytes.fromhex(one["hex"]), max_bytes=1 << 20)
+        assert contribution.pack(got.card, got.update, KEYS[one["name"]]).hex() == one["hex"]
+        changed = dataclasses.replace(got.card, number=2)
+        assert contribution.pack(changed, got.update, KEYS[one["name"]]).hex() != one["hex"]
+
+
+def test_merges_are_computed_the_same_by_a_second_reader():
+    vector = read_vector("merges")
+    sent = {MEMBERS[one["name"]]: [(one["indices"], one["units"])] for one in read_vector("contributions")}
+    for member, many in sent.items():
+        assert second_reader.register_digest(many, P) == vector["registers"][member]
+    for one in vector["merges"]:
+        values = second_reader.merge(one["recipe"], sent, one["weights"], P)
+        assert b"".join(struct.pack("<f", value) for value in values).hex() == one["values"]
+        assert second_reader.model_digest(values) == one["model"]
+
+
+def test_names_are_read_the_same_by_a_second_reader():
+    vector = read_vector("names")
+    for one in vector["canonical"]:
+        assert second_reader.canonical(one["value"]).hex() == one["hex"]
+    for one in vector["members"]:
+        assert second_reader.peer_id(one["member"]) == one["peer"]
+        assert bytes(keys.SigningKey(bytes.fromhex(one["seed"])).verify_key).hex() == one["member"]
+    sign = vector["signature"]
+    second_reader.check(MEMBERS["ada"], sign["domain"], sign["message"].encode(), bytes.fromhex(sign["hex"]))
+    for one in vector["trees"]:
+        leaves = [second_reader.leaf(bytes([i])) for i in range(one["leaves"])]
+        assert second_reader.tree(leaves).hex() == one["root"]
+
+
+def test_charter_names_are_computed_the_same_by_a_second_reader():
+    vector = read_vector("charter")
+    whole = vector["charter"]
+    assert second_reader.sha256(second_reader.canonical(whole)) == vector["collective"] == digest_of(whole)
+    epoch = {key: whole[key] for key in ("adapter", "base", "epoch")}
+    assert second_reader.sha256(second_reader.canonical(epoch)) == vector["epoch"]
+
+
+def test_a_feed_is_verified_by_a_second_reader():
+    prev, leaves = "0" * 64, []
+    for seq, one in enumerate(read_vector("feed")):
+        line = json.loads(one["line"])
+        header = second_reader.canonical(line["e"])
+        assert second_reader.canonical(line).decode() == one["line"]
+        second_reader.check(line["e"]["member"], "entry", header, base64.b64decode(line["s"]))
+        assert (line["e"]["seq"], line["e"]["prev"]) == (seq, prev)
+        assert line["e"]["body"] == second_reader.sha256(bytes.fromhex(one["salt"]) + one["body"].encode())
+        assert one["event"] == second_reader.sha256(header)
+        prev = second_reader.leaf(one["line"].encode()).hex()
+        leaves.append(bytes.fromhex(prev))
+        assert prev == one["leaf"]
+        text, signature = one["note"].split("\n\n")
+        origin, size, root = text.split("\n")
+        assert origin == f"fishernet/{COLLECTIVE}/{MEMBERS['ada']}"
+        assert (int(size), base64.b64decode(root)) == (seq + 1, second_reader.tree(leaves))
+        mark = base64.b64decode(signature.split(" ")[2])
+        public = bytes.fromhex(MEMBERS["ada"])
+        assert mark[:4].hex() == second_reader.sha256(origin.encode() + b"\n\x01" + public)[:8]
+        second_reader.VerifyKey(public).verify(text.encode() + b"\n", mark[4:])
+        assert checkpoint.parse(one["note"].encode()).size == seq + 1
+        assert entry.parse(one["line"].encode()).event == one["event"]
+
+
+def test_the_frozen_a_is_drawn_the_same_by_a_second_reader():
+    for one in read_vector("adapter"):
+        values = second_reader.frozen_a(one["seed"], one["module"], one["rank"], one["width"])
+        assert b"".join(struct.pack("<f", value) for value in values).hex() == one["values"]
+
+
+def test_rows_are_committed_to_the_same_by_a_second_reader():
+    vector = read_vector("rows")
+    leaves = [second_reader.leaf(bytes.fromhex(vector["salt"]) + one["canonical"].encode()) for one in vector["rows"]]
+    assert second_reader.tree(leaves).hex() == vector["root"]
+    openings = [
+        vector["rows"][0]["digest"],
+        *(second_reader.sha256(second_reader.canonical(opening)) for opening in ("2 + 2 =", [["user", "Grüß dich"]])),
+    ]
+    for one, key in zip(vector["rows"], openings, strict=True):
+        assert one["digest"] == second_reader.sha256(one["canonical"].encode())
+        assert one["split_key"] == key
+        drawn = bytes.fromhex(second_reader.sha256(b"fishernet/held-out/v1\x00" + bytes.fromhex(key)))[:8]
+        needed = int.from_bytes(drawn, "big") * 10**6 // 2**64 + 1
+        assert one["held_out_from_ppm"] - 500 < needed <= one["held_out_from_ppm"]
+
+
+def test_frames_are_read_the_same_by_a_second_reader():
+    vector = read_vector("wire")
+    bound = vector["binding"]
+    statement = second_reader.canonical({key: bound[key] for key in ("member", "peer", "transport")})
+    second_reader.check(bound["member"], "peer-binding", statement, base64.b64decode(bound["by_member"]))
+    second_reader.check(bound["transport"], "peer-binding", statement, base64.b64decode(bound["by_transport"]))
+    assert bound["peer"] == second_reader.peer_id(bound["transport"])
+    for data, ask in zip(vector["requests"], ("heads", "feed", "blob"), strict=True):
+        (payload,) = second_reader.frames(bytes.fromhex(data))
+        request = json.loads(payload)
+        assert second_reader.canonical(request) == payload
+        assert (request["v"], request["ask"], request["binding"]) == (1, ask, bound)
+        assert wire.parse_request(payload).to_bytes() == payload
+    feed = read_vector("feed")
+    (heads,) = second_reader.frames(bytes.fromhex(vector["heads"]))
+    assert (heads[0], second_reader.frames(heads[1:])) == (
+        0,
+        [second_reader.canonical(bound), feed[0]["note"].encode()],
+    )
+    (page,) = second_reader.frames(bytes.fromhex(vector["page"]))
+    note, whole, erased = second_reader.frames(page[1:])
+    lines = [one["line"].encode() for one in feed]
+    assert note == feed[2]["note"].encode()
+    assert whole == b"\x01" + struct.pack(">I", len(lines[0])) + lines[0] + SALT + feed[0]["body"].encode()
+    assert erased == b"\x00" + struct.pack(">I", len(lines[1])) + lines[1]
+    assert second_reader.frames(bytes.fromhex(vector["blob"])) == [b"\x00" + struct.pack(">Q", 123456)]
+    assert second_reader.frames(bytes.fromhex(vector["refusal"])) == [b"\x01not-a-member"]
