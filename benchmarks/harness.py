@@ -83,10 +83,11 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     print(f"\n{title}")
     for row in [list(header), ["-" * width for width in widths], *cells]:
-        first, *rest = row
-        print(
-            "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:]))]).rstrip()
-        )
+        aligned = [
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(aligned).rstrip())
 
 
 def finish(figures: Sequence[Figure], options: argparse.Namespace, *, began: float) -> int:

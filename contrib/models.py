@@ -237,7 +237,7 @@ def _fetch_from_hub(source: str, out: Path, on_progress: Progress) -> None:
     disable_progress_bars()
     try:
         snapshot_download(repository, revision=revision or None, local_dir=out, allow_patterns=list(_KEPT))
-    except (OSError, ValueError) as e:  # the hub's errors are OSErrors (HTTP, offline) or ValueErrors (names)
+    except (OSError, ValueError, TypeError, KeyError) as e:  # HTTP and offline; names; an answer that is no hub's
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         cause = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__

@@ -151,6 +151,10 @@ class Collective:
         """Every charter that was in force, oldest first."""
         return tuple(self._charters)
 
+    def charter_at(self, height: int) -> Charter:
+        """The charter under which a height is, or was, decided."""
+        return self._charters[height - 1]
+
     def weights(self, charter: Charter, also: Iterable[MemberId] = ()) -> dict[MemberId, int]:
         """Merge weights of the charter's contributors, and of former ones in `also` as their last seat had it."""
         weights = {m.id: m.weight for m in charter.contributors}

@@ -172,6 +172,8 @@ async def _add_data(session: Session, args: Args) -> Json:
     summary = await asyncio.to_thread(_read_rows, session, args)
     if session.seat is not None and session.seat.fold.known and session.seat.paused is None:
         session.commit_data()
+    if session.daemon is not None:
+        session.daemon.use_data()
     return summary
 
 

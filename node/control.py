@@ -235,7 +235,11 @@ async def serve(home: Home, dispatch: Dispatch, events: Events) -> None:
     """
     from node.http import Address, run_server
 
-    await run_server(make_app(dispatch, events), Address(uds=home.control_socket()), on_stop=events.close)
+    address = Address(uds=home.sockets() / home.control_socket().name)
+    try:
+        await run_server(make_app(dispatch, events), address, on_stop=events.close)
+    finally:
+        home.tidy()
 
 
 async def _body(request: Request) -> bytes:

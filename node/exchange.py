@@ -113,7 +113,8 @@ class Desk:
         network.add_handler(wire.BLOB, self._blob)
 
     async def _heads(self, stream: Stream) -> None:
-        async with self._request(stream, wire.HeadsRequest) as (_, member):
+        async with _refusing(stream):
+            _, member = await self._read(stream, wire.HeadsRequest)
             heads = self._store.heads(self._rules.collective)
             own = self._rules.binding.member
             notes = tuple(head.note for head in heads if member or head.member == own)[: wire.MAX_HEADS]
@@ -121,7 +122,8 @@ class Desk:
             await stream.write(wire.answer(answer.to_bytes()))
 
     async def _feed(self, stream: Stream) -> None:
-        async with self._request(stream, wire.FeedRequest) as (request, member):
+        async with _refusing(stream):
+            request, member = await self._read(stream, wire.FeedRequest)
             self._members_only(member)
             page = await asyncio.to_thread(self._page, request.member, request.start)
             await stream.write(wire.answer(page.to_bytes()))
@@ -139,7 +141,8 @@ class Desk:
             start += len(records)
 
     async def _blob(self, stream: Stream) -> None:
-        async with self._request(stream, wire.BlobRequest) as (request, member):
+        async with _refusing(stream):
+            request, member = await self._read(stream, wire.BlobRequest)
             self._members_only(member)
             size = self._blobs.size(request.digest)
             if size is None:
@@ -159,32 +162,37 @@ class Desk:
         if not member:
             raise NotAMember("couldn't serve: only members may read this")
 
-    @contextlib.asynccontextmanager
-    async def _request(self, stream: Stream, kind: type[_R]) -> AsyncIterator[tuple[_R, bool]]:
-        """Read and check one request, and whether a member asks; a `Refused` or missing thing becomes a typed no."""
-        try:
-            request = wire.parse_request(await read_frame(stream, wire.MAX_REQUEST))
-            if not isinstance(request, kind):
-                raise Malformed("couldn't read request: it belongs to another protocol")
-            if request.binding.peer != stream.peer:
-                raise WrongPeer("couldn't serve: the binding is that of another peer")
-            if request.collective != self._rules.collective:
-                raise UnknownHere("couldn't serve: another collective")
-            member = self._rules.allowed(request.binding.member)
-            if member:
-                self._asking.pop(request.binding.member, None)
-            else:
-                self._remember(request.binding)
-            self._rules.met(request.binding)
-            yield request, member
-        except (Refused, BlobMissing) as e:
-            await stream.write(wire.refusal(e.code))
+    async def _read(self, stream: Stream, kind: type[_R]) -> tuple[_R, bool]:
+        """One checked request, and whether a member asks."""
+        request = wire.parse_request(await read_frame(stream, wire.MAX_REQUEST))
+        if not isinstance(request, kind):
+            raise Malformed("couldn't read request: it belongs to another protocol")
+        if request.binding.peer != stream.peer:
+            raise WrongPeer("couldn't serve: the binding is that of another peer")
+        if request.collective != self._rules.collective:
+            raise UnknownHere("couldn't serve: another collective")
+        member = self._rules.allowed(request.binding.member)
+        if member:
+            self._asking.pop(request.binding.member, None)
+        else:
+            self._remember(request.binding)
+        self._rules.met(request.binding)
+        return request, member
 
     def _remember(self, binding: Binding) -> None:
         self._asking.pop(binding.member, None)
         self._asking[binding.member] = binding
         while len(self._asking) > MAX_ASKING:
             del self._asking[next(iter(self._asking))]
+
+
+@contextlib.asynccontextmanager
+async def _refusing(stream: Stream) -> AsyncIterator[None]:
+    """What is refused or not here becomes a typed no."""
+    try:
+        yield
+    except (Refused, BlobMissing) as e:
+        await stream.write(wire.refusal(e.code))
 
 
 def to_wire(records: Iterable[Record]) -> Iterable[wire.WireRecord]:

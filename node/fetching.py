@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from node.backoff import HOSTILE_S, Backoff
-from node.blobs import BlobStore, Partial
+from node.blobs import MAX_PARTS, BlobStore, Partial
 from node.errors import BlobCorrupt, BlobTooLarge
 from node.exchange import Asker
 from node.ports import Stream
@@ -42,13 +42,8 @@ class Fetcher:
         self._asker, self._blobs, self._backoff, self._holders = asker, blobs, backoff, holders
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._locks: dict[Digest, tuple[asyncio.Lock, int]] = {}
-        self.fetched = 0
-        self.failures = 0
-
-    @property
-    def waiting(self) -> int:
-        """How many blobs are wanted and not here yet."""
-        return len(self._locks)
+        self._givers: dict[Digest, frozenset[PeerId]] = {}  # whose bytes stand in the part
+        self.waiting = self.fetched = self.failures = 0
 
     async def want(self, digest: Digest, size: int, *, max_bytes: int, prefer: Sequence[MemberId] = ()) -> Path:
         """Wait until the blob of `size` bytes is here; asks holders again and again until cancelled.
@@ -60,18 +55,22 @@ class Fetcher:
         if not 0 <= size <= max_bytes:
             raise BlobTooLarge(f"couldn't fetch blob {digest[:12]}: {size} bytes, the limit is {max_bytes}")
         wait = _FIRST_WAIT_S
-        async with self._alone(digest):
+        self.waiting += 1
+        try:
             while not self._blobs.has(digest):
-                async with self._slots:
-                    await self._try_all(digest, size, prefer)
+                async with self._alone(digest), self._slots:
+                    if not self._blobs.has(digest):
+                        await self._try_all(digest, size, prefer)
                 if not self._blobs.has(digest):
                     await asyncio.sleep(wait)
                     wait = min(wait * 2, _LONGEST_WAIT_S)
+        finally:
+            self.waiting -= 1
         return self._blobs.path(digest)
 
     @contextlib.asynccontextmanager
     async def _alone(self, digest: Digest) -> AsyncIterator[None]:
-        """One fetch per digest; others wait for it and then find the blob."""
+        """One try per digest at a time; who waits with the right size is not kept out by who has a wrong one."""
         lock, users = self._locks.get(digest, (asyncio.Lock(), 0))
         self._locks[digest] = (lock, users + 1)
         try:
@@ -84,7 +83,7 @@ class Fetcher:
 
     async def _try_all(self, digest: Digest, size: int, prefer: Sequence[MemberId]) -> None:
         for peer in self._holders(prefer):
-            matter = (peer, digest)
+            matter = (peer, digest, size)  # an event with a wrong size must not spoil the right one
             if self._backoff.blocked(matter):
                 continue
             try:
@@ -107,21 +106,28 @@ class Fetcher:
 
     async def _fetch(self, peer: PeerId, digest: Digest, size: int) -> None:
         with await asyncio.to_thread(self._blobs.partial, digest, size) as part:
-            inherited = part.offset > 0  # perhaps from somebody else, who may have sent the bad bytes
+            earlier = self._givers.get(digest, frozenset()) if part.offset else frozenset()
+            inherited = part.offset > 0
+            self._givers[digest] = earlier | {peer}
+            while len(self._givers) > MAX_PARTS:
+                del self._givers[next(iter(self._givers))]
             async with self._asker.blob(peer, digest, part.offset) as (total, stream):
                 if total != size:
                     raise Malformed(f"couldn't fetch blob {digest[:12]}: {total} bytes instead of {size}")
                 await _receive(stream, part)
+            self._givers.pop(digest, None)
             try:
                 await asyncio.to_thread(part.finish)
             except BlobCorrupt as e:
-                if inherited:
-                    raise _Mixed(str(e)) from None
-                raise
+                if not inherited:
+                    raise
+                for giver in earlier - {peer}:  # the likelier culprits; alone, the next one is judged alone
+                    self._backoff.fail((giver, digest, size), HOSTILE_S)
+                raise _Mixed(str(e)) from None
 
 
 class _Mixed(Retry):
-    """A blob put together from several tries was bad: nobody is blamed, it starts anew."""
+    """A blob put together from several tries was bad: it starts anew, and who finished it is not blamed."""
 
 
 async def _receive(stream: Stream, part: Partial) -> None:

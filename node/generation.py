@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -56,9 +57,11 @@ class TextModel:
         self._peft: Any = attach(bare, spec).to(self.device).eval()
         self._forward: Any = self._peft.get_base_model()
         self._vector: Vector | None = None
-        config = self._forward.config
+        config = self._forward.config.get_text_config()
         self.context = int(getattr(config, "max_position_embeddings", 0) or 2048)
         self._vocabulary = int(config.vocab_size)
+        takes = inspect.signature(self._forward.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self._ends = _end_tokens(self._forward, self._tokenizer)
         self._decode = functools.partial(
             self._tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -145,7 +148,7 @@ class TextModel:
 
     def _step(self, ids: Sequence[int], cache: Any) -> tuple[Any, torch.Tensor]:
         tokens = torch.tensor([list(ids)], device=self.device)  # [1, length]
-        out = self._forward(input_ids=tokens, past_key_values=cache, use_cache=True)
+        out = self._forward(input_ids=tokens, past_key_values=cache, use_cache=True, **self._last_only)
         logits: torch.Tensor = out.logits[0, -1].float()
         if not bool(torch.isfinite(logits).all()):
             raise JobRefused("couldn't answer: the model gives numbers that are not finite", reason="not_finite")

@@ -20,7 +20,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,25 +158,34 @@ class Home:
         return identity.load(self, passphrase)
 
     def sockets(self) -> Path:
-        """The private folder for unix sockets: `run/`, or a short one in the temporary directory when that is too long.
+        """The private folder for unix sockets, made when missing: `run/`, or a short one elsewhere when that is too long.
 
         Raises:
             HomeError: the short folder is there and belongs to somebody else.
         """
-        if len(os.fsencode(self.run)) <= _SOCKET_ROOM:
-            self.run.mkdir(mode=0o700, exist_ok=True)
-            return self.run
-        name = hashlib.sha256(os.fsencode(self.path.resolve())).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"fishernet-{name}"
+        folder = self._socket_folder()
         folder.mkdir(mode=0o700, exist_ok=True)
-        facts = folder.lstat()
-        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
-            raise HomeError(f"couldn't use {folder} for sockets: not a private directory of this user")
+        _refuse_foreign(folder)
         return folder
 
     def control_socket(self) -> Path:
-        """The unix socket on which the daemon of this home answers."""
-        return self.sockets() / "control.sock"
+        """The unix socket on which the daemon of this home answers; nothing is made (raises HomeError like `sockets`)."""
+        folder = self._socket_folder()
+        _refuse_foreign(folder)
+        return folder / "control.sock"
+
+    def tidy(self) -> None:
+        """Remove the short socket folder when nothing is left in it."""
+        folder = self._socket_folder()
+        if folder != self.run:
+            with suppress(OSError):  # not there, or still in use
+                folder.rmdir()
+
+    def _socket_folder(self) -> Path:
+        if len(os.fsencode(self.run)) <= _SOCKET_ROOM:
+            return self.run
+        name = hashlib.sha256(os.fsencode(self.path.resolve())).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"fishernet-{name}"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -202,6 +211,7 @@ class Home:
             try:
                 yield
             finally:
+                self.tidy()
                 file.truncate(0)
 
 
@@ -211,6 +221,17 @@ def model_cache(environ: Mapping[str, str] = os.environ) -> Path:
         return Path(chosen).expanduser().absolute()
     base = environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fishernet"
+
+
+def _refuse_foreign(folder: Path) -> None:
+    try:
+        facts = folder.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise HomeError(
+            f"couldn't use {folder} for sockets: not a private directory of this user", hint=f"run: chmod 700 {folder}"
+        )
 
 
 def _empty_directory(path: Path) -> None:

@@ -61,7 +61,7 @@ class Serving:
 
     # -- life --------------------------------------------------------------------------------------------------------
     async def start(self, *, preload: bool = False) -> None:
-        """Allow requests; with `preload` load the model now instead of at the first request."""
+        """With `preload` load the model now instead of at the first request."""
         if preload:
             await self.child.start()
 

@@ -90,7 +90,9 @@ def encode(
     if indices.ndim != 1 or indices.shape != values.shape:
         raise Malformed("couldn't encode update: as many values as indices are expected")
     positions = indices.astype(np.int64)
-    if len(positions) and (int(positions[-1]) >= coordinates or bool((np.diff(positions) <= 0).any())):
+    if len(positions) and not (
+        0 <= positions[0] <= positions[-1] < coordinates and bool((np.diff(positions) > 0).all())
+    ):
         raise Malformed("couldn't encode update: indices are not strictly ascending below the coordinates")
     kept, steps, scales = _quantise(values.astype(np.float64), LEVELS[bits], block)
     encoding, index_frame = _encode_indices(positions[kept], coordinates)

@@ -23,9 +23,6 @@ def collective() -> None:
 @collective.command()
 @click.option("--name", required=True, help="A name for people.")
 @click.option("--model", help="Base model by name or digest.  [default: [node] model of the configuration]")
-@click.option(
-    "--member", "members", multiple=True, metavar="ID[:NAME[:ROLE]]", help="Another founding member; repeat it."
-)
 @click.option("--rank", type=click.IntRange(1, 1024), help="Rank of the adapter.  [default: 16]")
 @click.option("--alpha", type=click.IntRange(1, 4096), help="Scale of the adapter, alpha/rank.  [default: the rank]")
 @click.option("--target", "targets", multiple=True, help="Adapted module; repeat it.  [default: q_proj, v_proj]")
@@ -55,7 +52,6 @@ def collective() -> None:
 def create(
     name: str,
     model: str | None,
-    members: tuple[str, ...],
     rank: int | None,
     alpha: int | None,
     targets: tuple[str, ...],
@@ -78,7 +74,6 @@ def create(
         "collective.create",
         name=name,
         model=model,
-        members=list(members) or None,
         rank=rank,
         alpha=alpha,
         targets=list(targets) or None,
@@ -119,17 +114,6 @@ def invite(member: str, name: str | None, role: str, weight: int | None) -> None
     invocation = here()
     result = invocation.ask("collective.invite", member=member, name=name, role=role, weight=weight)
     invocation.answer(result, render.done)
-
-
-@collective.command()
-@click.argument("proposal", metavar="AMENDMENT")
-@accepts_common
-def approve(proposal: str) -> None:
-    """Agree with an amendment that another member proposed; its id stands in `collective requests`."""
-    from node.cli import render
-
-    invocation = here()
-    invocation.answer(invocation.ask("collective.approve", proposal=proposal), render.done)
 
 
 @collective.command()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from node.cli.options import Invocation, progress_console, table_of
 from node.cli.progress import working
+from node.control import error_from
 from node.errors import NodeError
 from protocol.canon import Json
 from protocol.ids import as_hex
@@ -62,8 +63,8 @@ def fetch_and_audit(invocation: Invocation, collective: str, into: Path | None, 
 
 def _fetch(home: Home, target: Home, collective: str, addresses: Sequence[str]) -> Mapping[str, Any]:
     """Run the observer with the identity of `home`, into `target`; its report."""
-    command = [sys.executable, "-m", "node.observer", "--identity", str(home.transport_key)]
-    command += ["--binding", str(home.binding_file), "--into", str(target.path), "--collective", collective, *addresses]
+    command = [sys.executable, "-m", "node.observer", "--home", str(home.path), "--into", str(target.path)]
+    command += ["--collective", collective, *addresses]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_DEADLINE)
     except subprocess.TimeoutExpired:
@@ -72,6 +73,8 @@ def _fetch(home: Home, target: Home, collective: str, addresses: Sequence[str]) 
         report = json.loads(done.stdout)
     except ValueError:
         report = None
+    if isinstance(report, dict) and isinstance(report.get("error"), dict):
+        raise error_from(report["error"])
     if isinstance(report, dict) and "verdict" in report:
         return report
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit status {done.returncode}"]

@@ -131,7 +131,7 @@ def console() -> Console:
     """Where results for people go."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe has no width of its own
 
 
 def progress_console() -> Console:

@@ -19,6 +19,7 @@ ALL = AdapterSpec(rank=2, alpha=2, targets=("all-linear",), seed=SEED)
 
 @pytest.fixture
 def base():
+    torch.set_num_threads(1)
     return AutoModelForCausalLM.from_pretrained(models.tiny_folder(), dtype=torch.float32, local_files_only=True)
 
 

@@ -132,7 +132,7 @@ def test_digest_sees_every_part_that_decides_what_the_model_does(folder):
 def test_truncated_weights_are_refused_with_advice(tmp_path, folder, keep):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(CorruptModel, match="model.safetensors"):
+    with pytest.raises(CorruptModel, match=r"model\.safetensors"):
         models.add(str(folder), tmp_path)
     assert models.installed(tmp_path) == []
     assert not list((tmp_path / "models").glob(".adding-*"))
@@ -181,7 +181,7 @@ def test_model_without_an_essential_file_is_refused_by_name(tmp_path, folder, na
 
 def test_config_that_is_not_json_is_refused(tmp_path, folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(CorruptModel, match="config.json"):
+    with pytest.raises(CorruptModel, match=r"config\.json"):
         models.add(str(folder), tmp_path)
 
 
@@ -229,7 +229,7 @@ def test_large_download_is_not_begun_without_the_room(tmp_path, monkeypatch):
 
 
 def test_unknown_source_and_unknown_name_say_what_to_do(tmp_path):
-    with pytest.raises(UnknownModel, match="smollm2-135m, tiny or hf:ORG/NAME"):
+    with pytest.raises(UnknownModel, match=r"smollm2-135m, tiny or hf:ORG/NAME"):
         models.add("gpt-9", tmp_path)
     with pytest.raises(UnknownModel, match="hf:ORG/NAME"):
         models.add("hf:nonsense", tmp_path)
@@ -291,6 +291,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/api/models/org/small"):
             names = [{"rfilename": name} for name in self.files]
             body = json.dumps({"id": "org/small", "sha": "1" * 40, "siblings": names}).encode()
+            if "/tree/" in self.path:
+                tree = [{"type": "file", "path": n, "size": f.stat().st_size, "oid": n} for n, f in self.files.items()]
+                body = json.dumps(tree).encode()
             return self.reply(200, body, {"content-type": "application/json"})
         name = self.path.rpartition("/")[2]
         if not self.path.startswith("/org/small/resolve/") or name not in self.files:

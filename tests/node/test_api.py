@@ -66,7 +66,7 @@ def served(live: Live, serving: Serving, **options: Any) -> Iterator[int]:
 
 
 def post(live: Live, path: str, body: Any) -> httpx.Response:
-    return httpx.post(f"http://127.0.0.1:{live.port}{path}", json=body, timeout=60)
+    return httpx.post(f"http://127.0.0.1:{live.port}{path}", json=body, timeout=150)
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------

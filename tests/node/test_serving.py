@@ -11,6 +11,7 @@ import time
 from contextlib import aclosing
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -161,21 +162,33 @@ def test_request_that_is_given_up_makes_room_at_once(live: Live) -> None:
     assert live.loop.run(give_up()) < 1.0
 
 
-def test_killed_engine_fails_the_request_and_the_next_one_is_answered(live: Live) -> None:
+def test_killed_engine_ends_requests_and_streams_with_an_error_and_the_next_one_is_answered(live: Live) -> None:
     serving = live.serving
     path, digest = live.vector(31)
+
+    async def read_stream(lines: list[str]) -> None:
+        url = f"http://127.0.0.1:{live.port}/v1/completions"
+        body = {"model": "base", "prompt": PROMPT, "max_tokens": 450, "temperature": 1, "seed": 3, "stream": True}
+        async with httpx.AsyncClient(timeout=150) as client, client.stream("POST", url, json=body) as response:
+            async for line in response.aiter_lines():
+                lines.append(line)
 
     async def kill() -> tuple[str, str]:
         await serving.set_release(31, R1, path, model=digest)
         model = serving.find("latest")
         before = await answer(serving, model)
-        parts = serving.generate(model, PROMPT, Sampling(max_tokens=450, temperature=1.0, seed=3))
-        await anext(parts)
+        lines: list[str] = []
+        reading = asyncio.create_task(read_stream(lines))
+        while not lines:
+            await asyncio.sleep(0.01)
+        queued = asyncio.create_task(answer(serving, model))
+        await asyncio.sleep(0.05)
         assert serving.child.pid is not None
         os.kill(serving.child.pid, signal.SIGKILL)
         with pytest.raises(ChildDied):
-            async for _ in parts:
-                pass
+            await queued
+        await reading
+        assert '"code":"child-died"' in [line for line in lines if line][-1]
         after = await answer(serving, model)
         serving.drop_release(31)
         return before, after

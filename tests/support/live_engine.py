@@ -37,7 +37,7 @@ class LoopThread:
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, T], timeout: float = 60) -> T:
+    def run(self, work: Coroutine[Any, Any, T], timeout: float = 150) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Live:
 
     def client(self, **options: Any) -> openai.OpenAI:
         url = f"http://127.0.0.1:{self.port}/v1"
-        return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60, **options)
+        return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=150, **options)
 
 
 async def serve(live: Live, stop: asyncio.Event, ready: asyncio.Future[int], **options: Any) -> None:

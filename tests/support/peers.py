@@ -78,7 +78,7 @@ class Running:
 
     def __init__(self, swarm: Swarm, run_dir: Path, *more) -> None:
         self.swarm, self.run_dir = swarm, run_dir
-        self._jobs = (swarm.run(), *more)
+        self._jobs = (swarm.run, *more)
         self._stack = contextlib.AsyncExitStack()
 
     @property
@@ -91,7 +91,7 @@ class Running:
 
     async def __aenter__(self):
         self._stack.callback(shutil.rmtree, self.run_dir, ignore_errors=True)
-        tasks = [asyncio.create_task(job) for job in self._jobs]
+        tasks = [asyncio.create_task(job()) for job in self._jobs]
         for task in tasks:
             self._stack.push_async_callback(_stop, task)
         try:
@@ -140,7 +140,7 @@ class Node(Running):
             ),
             heads_every_s=heads_every_s,
         )
-        super().__init__(bare.swarm, bare.run_dir, self.sync.run())
+        super().__init__(bare.swarm, bare.run_dir, self.sync.run)
         self._stack.callback(self.store.close)
 
     @property

@@ -1,0 +1,46 @@
+"""One collective of three real nodes and an auditor for all tests of the line: starting it takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from line import Line, Node, make_node, running, sentences
+
+NAMES = ("clinic", "security", "cinema")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A model cache of its own, so that nothing of the tester's is read or written."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FISHERNET_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def trio(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[tuple[Line, Node]]:
+    """Three running nodes, and the home of a member that only reads."""
+    folder = tmp_path_factory.mktemp("line")
+    voters = [make_node(folder, name, sentences(name), train__rounds=2) for name in NAMES]
+    auditor = make_node(folder, "auditor")
+    whole = Line.found([*voters, auditor], {"auditor": "auditor"})
+    with running(Line(voters, whole.id)) as line:
+        yield line, auditor
+
+
+@pytest.fixture
+def line(trio: tuple[Line, Node]) -> Line:
+    """The three, all up, with the two releases that they make of their own accord."""
+    line, _ = trio
+    line.start()
+    line.agree(2)
+    return line
+
+
+@pytest.fixture
+def auditor(trio: tuple[Line, Node]) -> Node:
+    """The auditor's home; no daemon runs on it."""
+    return trio[1]
