@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from contrib.adapters import AdapterSpec, Vector
+from contrib.encoding import MIN_LENGTH
 from contrib.errors import BadAdapter, BadJob
 from protocol.errors import FishernetError
 
@@ -162,7 +163,7 @@ def _evaluate(learner: Learner, job: Job, emit: Emit) -> None:
         raise BadJob("couldn't run job: views must map names to files or null")
     with RowStore.open(_path(job, "rows"), read_only=True) as store:
         samples = evaluation.sample(store, _names(job), _number(job, "max_rows", 200))
-    length, batch = _number(job, "length", 64), _number(job, "batch", 8)
+    length, batch = _number(job, "length", 64, least=MIN_LENGTH), _number(job, "batch", 8)
     found = {}
     for name, file in views.items():
         loss = evaluation.held_out_loss(learner, samples, _view(file), length=length, batch=batch)
@@ -209,10 +210,10 @@ def _path(job: Job, key: str) -> Path:
     return Path(value)
 
 
-def _number(job: Job, key: str, default: int) -> int:
+def _number(job: Job, key: str, default: int, *, least: int = 1) -> int:
     value = job.get(key, default)
-    if type(value) is not int or not 1 <= value <= 1 << 20:
-        raise BadJob(f"couldn't run job: {key} must be a number from 1")
+    if type(value) is not int or not least <= value <= 1 << 20:
+        raise BadJob(f"couldn't run job: {key} must be a whole number from {least}")
     return value
 
 

@@ -116,15 +116,6 @@ class Serve(_Section):
     preload: bool = Field(default=False, description="Load the model at start instead of at the first request.")
 
 
-class Limits(_Section):
-    """What this node may use up."""
-
-    disk_mib: int = Field(
-        default=4096, ge=16, description="Space for contributions, views and runs; nothing more is fetched beyond it."
-    )
-    streams: int = Field(default=8, ge=1, le=1024, description="Requests of other members answered at the same time.")
-
-
 class NodeConfig(_Section):
     """A whole `node.toml`."""
 
@@ -132,7 +123,6 @@ class NodeConfig(_Section):
     network: Network = Network()
     train: Train = Train()
     serve: Serve = Serve()
-    limits: Limits = Limits()
 
 
 def load(path: Path) -> NodeConfig:

@@ -111,7 +111,7 @@ class Daemon:
         self.joining = Joining(session, self.sync, self._next_change, accept_fork_risk=accept_fork_risk)
         self.holdings = Holdings(seat, self.blobs, self.sync, self._blob_arrived)
         self.replay = Replay(seat.fold, self.holdings.read)
-        self.trainer = WorkerTrainer(threads=config.train.threads)
+        self.trainer = WorkerTrainer(threads=config.train.threads, length=config.train.length)
         self.scales = Scales(home, self.trainer, (), config.train.held_out_rows)
         self.council = Council(seat, self.replay, Judge(seat, self.replay, self.scales, self.holdings.fetch))
         self.rounds = Rounds(seat, self.replay, self.blobs, self.trainer, self.scales)

@@ -198,7 +198,8 @@ class Observer:
     def _feeds(self) -> list[dict[str, Json]]:
         collective = self._plan.collective
         forked = {fork.member: fork.kind for fork in self._store.forks(collective)}
-        return [self._feed(member, forked.get(member)) for member in sorted(self._members())]
+        found = [self._feed(member, forked.get(member)) for member in sorted(self._members())]
+        return [feed for feed in found if feed["known"] or feed["status"] == FORKED]
 
     def _feed(self, member: MemberId, fork: str | None) -> dict[str, Json]:
         """A feed is clean up to the size that the nodes of two members confirm with heads which fit its entries."""

@@ -201,3 +201,28 @@ class Trainer(Protocol):
     ) -> Mapping[str, Mapping[str, Json]]:
         """Held-out loss of each view: name -> {nats, tokens, rows, accuracy}."""
         ...
+
+
+# -- the running node ------------------------------------------------------------------------------------------------
+class Running(Protocol):
+    """What a command may ask of the daemon it runs in."""
+
+    def status(self) -> dict[str, Json]:
+        """What only a running node knows: peers, processes, training, serving, last errors."""
+        ...
+
+    def asking(self) -> list[Json]:
+        """Nodes without a seat that asked lately."""
+        ...
+
+    def use_data(self) -> None:
+        """Measure on the data sets that are committed now."""
+        ...
+
+    async def train_now(self, steps: int | None) -> Json:
+        """One training run, published."""
+        ...
+
+    async def measure(self) -> Json:
+        """Our held-out losses, for the operator."""
+        ...

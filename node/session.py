@@ -16,13 +16,13 @@ from node import identity as identities
 from node.config import NodeConfig
 from node.errors import NoCollective
 from node.home import Home, model_cache
+from node.ports import Running
 from node.seat import Seat
 from protocol.ids import CollectiveId, MemberId
 
 if TYPE_CHECKING:
     from contrib.models import Model
     from contrib.rows import RowStore
-    from node.daemon import Daemon
     from node.identity import Identity
 
 _HINT = "fishernet collective create --name NAME, or fishernet collective join ID MULTIADDR"
@@ -37,7 +37,7 @@ class Session:
     store: Store
     member: MemberId
     identity: Identity | None = None
-    daemon: Daemon | None = None
+    daemon: Running | None = None
     seat: Seat | None = field(default=None)
 
     def need_seat(self) -> Seat:

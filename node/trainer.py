@@ -22,11 +22,12 @@ _JOB_TIMEOUT = 6 * 3600.0
 class WorkerTrainer:
     """Trains and evaluates in a child process."""
 
-    def __init__(self, *, threads: int = 1, env: Mapping[str, str] | None = None) -> None:
-        """Nothing starts before the first job; `load` says with which model."""
+    def __init__(self, *, threads: int = 1, length: int = 64, env: Mapping[str, str] | None = None) -> None:
+        """Nothing starts before the first job; `load` says with which model. Losses are measured at `length` tokens."""
         self._load: dict[str, Any] | None = None
+        self._length = length
         self._threads = threads
-        command = Command(name="trainer", argv=python("contrib.worker"), env=env or {}, nice=5)
+        command = Command(name="trainer", argv=python("contrib.worker"), env=env or {})
         self.child = Child(command, setup=lambda: [self._load] if self._load else [])
 
     @property
@@ -80,6 +81,7 @@ class WorkerTrainer:
                 "datasets": list(datasets),
                 "views": {name: str(path) if path else None for name, path in views.items()},
                 "max_rows": max_rows,
+                "length": self._length,
             },
             timeout=_JOB_TIMEOUT,
         )

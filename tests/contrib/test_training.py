@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from contrib import adapters, learner, models, training
 from contrib.adapters import AdapterSpec

@@ -9,7 +9,6 @@ import pytest
 from line import Line, make_node, sentences, until
 
 from ledger.cuts import Cut
-from node.errors import NotAllowed
 from protocol.errors import FishernetError
 
 
@@ -107,11 +106,6 @@ def test_a_new_release_is_served_without_restart(line):
     _, headers = api(node, "/completions", {"model": f"release-{number}", "prompt": "a", "max_tokens": 1})
     assert headers["x-fishernet-release"] == digest
     assert node.pid == pid
-
-
-def test_an_operator_without_a_vote_cannot_change_the_charter(line, auditor):
-    with pytest.raises(NotAllowed, match="collective"):
-        auditor.ask("collective.amend", changes={"release.wait_for": 1})
 
 
 def test_a_late_fourth_member_is_voted_in_catches_up_contributes_and_is_voted_out(line, tmp_path_factory):

@@ -1,0 +1,217 @@
+"""Promises of the running line when processes die, hang, come back, or are set back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import threading
+import time
+
+import pytest
+from line import Line, alive, make_node, running, sentences, until
+
+from ledger import events, votes
+from node.errors import AppendPaused, NotAllowed
+from protocol.errors import FishernetError
+
+
+def proposer(line):
+    """The node that proposes first at the next height."""
+    fold = line.nodes[0].fold()
+    chosen = votes.proposer(fold.charter, fold.id, fold.height, 0)
+    return next(n for n in line.nodes if n.member == chosen)
+
+
+def without(line, node):
+    return [n for n in line.nodes if n is not node]
+
+
+def no_double_votes(line):
+    return not any(n.fold().double_votes or n.forks() for n in line.nodes)
+
+
+def published(node):
+    return [body for type_, body in node.own() if type_ == "contribution.published"]
+
+
+@contextlib.contextmanager
+def background(job):
+    """Run a call that is expected to fail beside the test; yields the errors that it ended with."""
+    errors = []
+
+    def run():
+        try:
+            job()
+        except FishernetError as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield errors
+    finally:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def writing_blocked(node):
+    """Hold the ledger's write lock, so that the daemon's next append waits (for at most five seconds)."""
+    with contextlib.closing(sqlite3.connect(node.home.ledger_db, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        yield
+        database.execute("ROLLBACK")
+
+
+def test_two_of_three_release_while_the_proposer_is_dead_and_it_catches_up_when_it_is_back(line):
+    line.settle()
+    dead = proposer(line)
+    rest = without(line, dead)
+    dead.kill()
+    line.release(rest)
+    assert any(d.attempt > 0 for d in rest[0].fold().decisions), "the dead one's turn was passed over"
+    dead.start()
+    until(dead.ready, what=f"{dead.name} is back")
+    line.agree(len(rest[0].releases()))
+    before = len(published(dead))
+    line.release()
+    line.settle()
+    fold = rest[0].fold()
+    assert len(fold.in_cut(fold.cut)[dead.member]) == len(published(dead)) == before + 1
+    assert no_double_votes(line)
+
+
+def test_a_node_killed_between_its_two_votes_never_votes_differently(line):
+    line.settle()
+    node = proposer(line)
+    rest = without(line, node)
+    height, count = node.fold().height, len(node.releases())
+    for other in rest:
+        other.pause()  # so that no second acceptance can come
+    try:
+        line.train([node])
+        accepted = lambda: node.member in node.fold().tally_of(height).firsts.get(0, {})  # noqa: E731
+        until(accepted, what="it has written its first vote")
+        node.kill()
+        assert not any(t == "vote.commit" and b["height"] == height for t, b in node.own())
+    finally:
+        for other in rest:
+            other.resume()
+    line.start()
+    line.agree(count + 1)
+    line.settle()
+    said = [(t, b["attempt"]) for t, b in node.own() if t.startswith("vote.") and b["height"] == height]
+    assert len(said) == len(set(said))
+    assert ("vote.accept", 0) in said
+    assert no_double_votes(line)
+
+
+def test_a_worker_killed_while_training_costs_that_run_and_nothing_else(line):
+    node = line["security"]
+    before, pid = len(published(node)), node.pid
+    with background(lambda: node.call("train.now", 90, steps=50_000)) as errors:
+        until(lambda: node.status()["training"].get("step", 0) > 0, what="it trains")
+        os.kill(node.status()["processes"]["trainer"], signal.SIGKILL)
+    assert [e.code for e in errors] == ["child-died"]
+    assert len(published(node)) == before
+    line.release()
+    assert len(published(node)) == before + 1
+    assert node.pid == pid
+
+
+def test_a_daemon_killed_in_the_middle_of_a_publish_publishes_that_run_once_after_restart(line):
+    line.settle()
+    node = line["cinema"]
+    before, blobs = published(node), set(node.home.blobs.iterdir())
+    with background(lambda: node.call("train.now", 90)) as errors:
+        until(lambda: node.status()["training"]["state"] == "training", step_s=0.02, what="it trains")
+        with writing_blocked(node):
+            until(lambda: set(node.home.blobs.iterdir()) - blobs, step_s=0.02, what="the blob is made")
+            node.kill()
+    assert errors
+    [blob] = [b.name for b in set(node.home.blobs.iterdir()) - blobs if len(b.name) == 64]
+    assert published(node) == before
+    line.start()
+    until(lambda: len(published(node)) > len(before), what="what was ready is published")
+    line.release()
+    fresh = published(node)[len(before) :]
+    assert [b["number"] for b in fresh] == [before[-1]["number"] + 1, before[-1]["number"] + 2]
+    assert fresh[0]["blob"] == blob
+    assert no_double_votes(line)
+
+
+def test_sigterm_ends_a_training_node_within_five_seconds_and_leaves_no_process(line):
+    node = line["clinic"]
+    with background(lambda: node.call("train.now", 90, steps=50_000)):
+        until(lambda: node.status()["training"].get("step", 0) > 0, what="it trains")
+        born = node.tree()
+        assert len(born) >= 3
+        seconds = node.stop()
+    assert seconds < 5
+    assert node.process.returncode == 0
+    assert not any(map(alive, born))
+
+
+def test_all_nodes_restart_at_once_and_none_waits_for_ever(line):
+    line.settle()
+    line.stop()
+    assert line.up() == []
+    line.start()
+    line.release()
+
+
+def test_a_restored_old_ledger_takes_its_own_entries_back_before_it_writes(line, tmp_path):
+    line.settle()
+    node = line["clinic"]
+    node.stop()
+    old = shutil.copy(node.home.ledger_db, tmp_path / "ledger.db")
+    line.start()
+    line.release()
+    line.settle()
+    before = node.own()
+    node.stop()
+    shutil.copy(old, node.home.ledger_db)
+    for rest in ("-wal", "-shm"):
+        node.home.ledger_db.with_name(node.home.ledger_db.name + rest).unlink(missing_ok=True)
+    assert len(node.own()) < len(before)
+    line.start()
+    assert node.own()[: len(before)] == before
+    assert len(node.own()) > len(before)
+    line.release()
+    line.settle()
+    assert no_double_votes(line)
+
+
+def test_a_node_whose_peers_are_silent_only_reads_until_the_operator_accepts_the_risk(line):
+    line.settle()
+    node = line["security"]
+    rest = without(line, node)
+    node.stop()
+    size = node.size()
+    for other in rest:
+        other.pause()
+    try:
+        node.start()
+        until(lambda: "no other member has said" in str(node.status().get("paused")), what="it says why it waits")
+        with pytest.raises(FishernetError, match="no other member has said"):
+            node.call("train.now")
+        people = node.cli("status")
+        assert "no other member has said" in people.stdout
+        assert "release-1" in node.status()["serving"]["models"] or until(
+            lambda: "release-1" in node.status()["serving"]["models"], what="it serves all the same"
+        )
+        assert node.size() == size
+        node.stop()
+        node.start("--accept-fork-risk")
+        until(node.ready, what="it writes at the operator's risk")
+        started = [body for type_, body in node.own() if type_ == "node.started"]
+        assert started[-1]["fork_risk_accepted"] is True
+        assert not any(body["fork_risk_accepted"] for body in started[:-1])
+    finally:
+        for other in rest:
+            other.resume()
+    line.release()
+    assert no_double_votes(line)
