@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ledger.errors import BadCharter
-from protocol.canon import Json
+from protocol.canon import Json, encode
 from protocol.ids import CollectiveId, Digest, MemberId, as_hex, digest_of
 from protocol.keys import admit
 
@@ -181,10 +181,10 @@ def parse(value: Json) -> Charter:
     """Read a charter strictly: closed key sets, ranges, valid member keys, members sorted by id.
 
     Raises:
-        BadCharter: anything else.
+        BadCharter: anything else (Malformed or BadKey where a digest or a member's key is the cause).
     """
     whole = _object(value, "charter", _KEYS)
-    if whole["v"] != VERSION:
+    if whole["v"] != VERSION or whole["v"] is True:
         raise BadCharter(f"couldn't read charter: version {whole['v']!r} is not {VERSION}")
     base = _object(whole["base"], "base", {"name", "digest"})
     adapter = _object(whole["adapter"], "adapter", {"rank", "alpha", "targets", "seed", "coordinates"})
@@ -194,6 +194,9 @@ def parse(value: Json) -> Charter:
     targets = adapter["targets"]
     if not (isinstance(targets, list) and 1 <= len(targets) <= 64):
         raise BadCharter("couldn't read charter: adapter.targets is a list of 1 to 64 module names")
+    names = tuple(_target(t) for t in targets)
+    if len(set(names)) != len(names):
+        raise BadCharter("couldn't read charter: adapter.targets names a module twice")
     bits = _int(update, "value_bits", 4, 8)
     block = _int(update, "block", 16, 4096)
     if bits not in {4, 8} or block & (block - 1):
@@ -206,7 +209,7 @@ def parse(value: Json) -> Charter:
         adapter=Adapter(
             rank=_int(adapter, "rank", 1, 1024),
             alpha=_int(adapter, "alpha", 1, 1 << 16),
-            targets=tuple(_target(t) for t in targets),
+            targets=names,
             seed=Digest(as_hex(adapter["seed"], "adapter.seed")),
             coordinates=_int(adapter, "coordinates", 1, MAX_COORDINATES),
         ),
@@ -245,31 +248,39 @@ def amended(charter: Charter, change: Mapping[str, Json]) -> Charter:
         BadCharter: unknown operation, or the outcome is not a valid charter.
     """
     op = change.get("op")
+    keys = _CHANGES.get(op) if isinstance(op, str) else None
+    if keys is None or set(change) != keys:
+        raise BadCharter(f"couldn't amend charter: {str(op)[:20]!r} with {sorted(change)} is not a known operation")
     seats = {m.id: m for m in charter.members}
     if op in {"add", "role"}:
-        seat = _member(change.get("member"))
+        seat = _member(change["member"])
         if (seat.id in seats) != (op == "role"):
             raise BadCharter(
                 f"couldn't amend charter: {seat.id[:12]} {'already has' if op == 'add' else 'has no'} seat"
             )
         return _seated(charter, {**seats, seat.id: seat})
     if op == "remove":
-        gone = as_hex(change.get("id"), "member id")
+        gone = as_hex(change["id"], "member id")
         if gone not in seats:
             raise BadCharter(f"couldn't amend charter: {gone[:12]} has no seat")
         return _seated(charter, {k: v for k, v in seats.items() if k != gone})
-    if op == "set":
-        field = change.get("field")
-        if field not in _SETTABLE:
-            raise BadCharter(f"couldn't amend charter: {field!r} can't be set; known: {', '.join(sorted(_SETTABLE))}")
-        whole = charter.to_json()
-        whole[str(field)] = change.get("value")
-        if field in {"base", "adapter"}:
-            whole["epoch"] = charter.epoch + 1
-        return parse(whole)
-    raise BadCharter(f"couldn't amend charter: unknown operation {op!r}")
+    field = change["field"]
+    if not isinstance(field, str) or field not in _SETTABLE:
+        known = ", ".join(sorted(_SETTABLE))
+        raise BadCharter(f"couldn't amend charter: {str(field)[:20]!r} can't be set; known: {known}")
+    whole = charter.to_json()
+    whole[field] = change["value"]
+    if field in {"base", "adapter"}:
+        whole["epoch"] = charter.epoch + 1
+    return parse(whole)
 
 
+_CHANGES: Final[Mapping[str, set[str]]] = {
+    "add": {"op", "member"},
+    "role": {"op", "member"},
+    "remove": {"op", "id"},
+    "set": {"op", "field", "value"},
+}
 _KEYS = {
     *("v", "name", "nonce", "base", "adapter", "update", "recipe", "gate", "release", "members", "faults", "epoch"),
 }
@@ -301,6 +312,7 @@ def _int(value: Mapping[str, Json], key: str, low: int, high: int) -> int:
 def _text(value: Json, what: str) -> str:
     if not (isinstance(value, str) and _NAME.match(value)):
         raise BadCharter(f"couldn't read charter: {what} is a text of 1 to 64 characters")
+    encode(value)  # NFC, no lone surrogates: a charter that exists has a digest
     return value
 
 

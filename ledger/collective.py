@@ -1,77 +1,29 @@
 """The state of a collective: a fold over the verified feeds of its members.
 
 Knows no store, network, clock or blob. `apply` takes the entries of each feed in their order; feeds may interleave in any
-way: what follows (charter, decisions, contributions and their fate) depends only on the set of entries. Restart = replay.
+way: what follows (charter, decisions, contributions and their fate) depends only on the set of entries, as long as no more
+than f voters lie (two quorums at one height: the first seen stands, the audit names them). Restart = replay.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 from ledger import charter as charters
 from ledger import cuts, events
 from ledger.charter import Charter
-from ledger.cuts import Amendment, Cut, Value
+from ledger.cuts import Amendment, Cut, Place
 from ledger.entry import Record
-from ledger.errors import BadCharter, BadEvent
+from ledger.errors import BadChain, BadCharter, BadEvent
+from ledger.facts import Asked, Contribution, Decision, Flaw
 from ledger.tally import DoubleVote, Proposal, Source, Tally
 from protocol import binding as bindings
 from protocol import canon
 from protocol.errors import Refused
 from protocol.ids import ZERO, CollectiveId, Digest, EventId, MemberId, PeerId
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contribution:
-    """A published contribution; its blob is elsewhere."""
-
-    source: Source
-    epoch: Digest
-    number: int
-    blob: Digest
-    size: int
-
-    @property
-    def event(self) -> EventId:
-        """The event that published it."""
-        return self.source.event
-
-    @property
-    def member(self) -> MemberId:
-        """Whose it is."""
-        return self.source.member
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """What a height decided, with its certificate: the commits of a quorum."""
-
-    height: int
-    attempt: int
-    digest: Digest
-    value: Value
-    charter: Charter
-    proposal: Source
-    commits: tuple[Source, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """An amendment somebody proposed."""
-
-    source: Source
-    change: dict[str, canon.Json]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flaw:
-    """An entry that the fold could not take as it stands."""
-
-    source: Source
-    code: str
-    text: str
+__all__ = ["Asked", "Collective", "Contribution", "Decision", "Flaw", "leaf_at"]
 
 
 class Collective:
@@ -85,7 +37,7 @@ class Collective:
         self.leaves: dict[MemberId, list[Digest]] = {}
         self.contributions: dict[MemberId, list[Contribution]] = {}
         self.data: dict[MemberId, dict[str, events.DataCommitted]] = {}
-        self.peers: dict[PeerId, MemberId] = {}
+        self.bound: dict[MemberId, PeerId] = {}
         self.asked: dict[EventId, Asked] = {}
         self.approvals: dict[EventId, dict[MemberId, Source]] = {}
         self.sources: dict[EventId, Source] = {}
@@ -93,6 +45,7 @@ class Collective:
         self.decisions: list[Decision] = []
         self.flaws: list[Flaw] = []
         self.double_votes: list[DoubleVote] = []
+        self.withheld: list[Source] = []
         self.unknown_types: dict[str, int] = {}
         self._tallies: dict[int, Tally] = {}
         self._charters: list[Charter] = []
@@ -155,12 +108,22 @@ class Collective:
         """The charter under which a height is, or was, decided."""
         return self._charters[height - 1]
 
-    def weights(self, charter: Charter, also: Iterable[MemberId] = ()) -> dict[MemberId, int]:
-        """Merge weights of the charter's contributors, and of former ones in `also` as their last seat had it."""
+    @property
+    def peers(self) -> Mapping[PeerId, MemberId]:
+        """Who each peer speaks for, by every member's newest binding; of two that claim one peer, the lower id."""
+        return {self.bound[m]: m for m in sorted(self.bound, reverse=True)}
+
+    def weights(
+        self, charter: Charter, also: Iterable[MemberId] = (), height: int | None = None
+    ) -> dict[MemberId, int]:
+        """Merge weights of the charter's contributors, and of former ones in `also` as their last seat had it.
+
+        `height` is the one that is merged for: a seat given later does not count. None: the next height.
+        """
         weights = {m.id: m.weight for m in charter.contributors}
         for member in also:
             if member not in weights:
-                seats = [c.member(member) for c in self._charters]
+                seats = [c.member(member) for c in self._charters[:height]]
                 weights[member] = next((s.weight for s in reversed(seats) if s), 1)
         return weights
 
@@ -173,32 +136,62 @@ class Collective:
         cut = self.cut
         return cut if cut and cut.epoch == self.charter.epoch_id else None
 
+    def covered(self, where: Place, epoch: Digest) -> dict[MemberId, list[Contribution]]:
+        """Contributions of an epoch inside the head vector of a cut that is, or may be, decided at `where`.
+
+        One counts when its author had a contributor's seat under the first cut that covered it: what an auditor, an
+        endorser or a former member publishes never does. Excluded ones are still among them.
+        """
+        steps = [
+            (d.value.place, d.charter) for d in self.releases if isinstance(d.value, Cut) and d.value.epoch == epoch
+        ]
+        steps = [step for step in steps if step[0].height < where.height]
+        steps.append((where, self.charter_at(min(where.height, len(self._charters)))))
+        found: dict[MemberId, list[Contribution]] = {}
+        for member, published in self.contributions.items():
+            reach = [(place.size_of(member), _contributes(charter, member)) for place, charter in steps]
+            taken = [c for c in published if c.epoch == epoch and _first_reach(c.source.seq, reach)]
+            if taken:
+                found[member] = taken
+        return found
+
     def in_cut(self, cut: Cut) -> dict[MemberId, list[Contribution]]:
         """The contributions whose sum each register of the cut is."""
         left_out = {x.event for x in cut.excluded}
-        covered: dict[MemberId, list[Contribution]] = {}
-        for member, published in self.contributions.items():
-            size = cut.place.size_of(member)
-            taken = [c for c in published if c.epoch == cut.epoch and c.source.seq < size and c.event not in left_out]
-            if taken:
-                covered[member] = taken
-        return covered
+        found = {
+            m: [c for c in taken if c.event not in left_out] for m, taken in self.covered(cut.place, cut.epoch).items()
+        }
+        return {m: taken for m, taken in found.items() if taken}
+
+    def charter_for(self, contribution: Contribution) -> Charter | None:
+        """The charter whose gate decides on a contribution: that of the cut that covered it first, else the newest.
+
+        None: its epoch is not one of this collective. An amended gate never judges again what was released before.
+        """
+        for decision in self.releases:
+            cut = decision.value
+            inside = contribution.source.seq < cut.place.size_of(contribution.member)
+            if isinstance(cut, Cut) and cut.epoch == contribution.epoch and inside:
+                return decision.charter
+        return next((c for c in reversed(self._charters) if c.epoch_id == contribution.epoch), None)
 
     def fate(self, contribution: Contribution) -> str:
-        """`released`, `refused`, `stale` (another epoch) or `pending`."""
+        """`released`, `refused` (excluded, or by somebody without a contributor's seat), `stale` (epoch) or `pending`."""
         if contribution.epoch != self.charter.epoch_id:
             return "stale"
         cut = self.current_cut()
-        if cut is None:
+        if cut is None or contribution.source.seq >= cut.place.size_of(contribution.member):
             return "pending"
-        if any(x.event == contribution.event for x in cut.excluded):
-            return "refused"
-        return "released" if contribution.source.seq < cut.place.size_of(contribution.member) else "pending"
+        return "released" if contribution in self.in_cut(cut).get(contribution.member, []) else "refused"
 
     def pending(self) -> list[Contribution]:
         """Contributions of this epoch, by seated contributors, that no cut covers yet."""
-        seats = {m.id for m in self.charter.contributors}
-        return [c for m in sorted(seats) for c in self.contributions.get(m, []) if self.fate(c) == "pending"]
+        epoch, cut = self.charter.epoch_id, self.current_cut()
+        found: list[Contribution] = []
+        for member in sorted(m.id for m in self.charter.contributors):
+            size = cut.place.size_of(member) if cut else 0
+            found += [c for c in self.contributions.get(member, []) if c.epoch == epoch and c.source.seq >= size]
+        return found
 
     def ripe_amendments(self) -> list[Asked]:
         """Undecided amendments that a quorum of voters approves and that apply to the charter in force."""
@@ -226,10 +219,16 @@ class Collective:
             self.apply(record)
 
     def apply(self, record: Record) -> None:
-        """Apply the next entry of its feed; entries already applied are passed over."""
-        header = record.entry.header
-        if header.seq < self.sizes.get(header.member, 0):
+        """Apply the next entry of its feed; entries already applied are passed over.
+
+        Raises:
+            BadChain: entries before it have not been applied.
+        """
+        header, size = record.entry.header, self.sizes.get(record.entry.header.member, 0)
+        if header.seq < size:
             return
+        if header.seq > size:
+            raise BadChain(f"couldn't apply entry {header.seq} of {header.member[:12]}: {size} were applied before it")
         self.sizes[header.member] = header.seq + 1
         self.leaves.setdefault(header.member, []).append(record.entry.leaf)
         source = Source(member=header.member, seq=header.seq, event=record.entry.event, ts=header.ts)
@@ -240,6 +239,8 @@ class Collective:
             self.unknown_types[header.type] = self.unknown_types.get(header.type, 0) + 1
             return
         if record.body is None:
+            if header.type != events.DataUsed.TYPE:  # the one body that may be erased; any other is withheld
+                self.withheld.append(source)
             return
         try:
             body = canon.decode(record.body.data, max_bytes=len(record.body.data))
@@ -259,12 +260,12 @@ class Collective:
                 bound = bindings.verify(dict(event.binding))
                 if bound.member != member:
                     raise BadEvent("couldn't bind peer: the binding names another member")
-                self.peers[bound.peer] = member
+                self.bound[member] = bound.peer
             case events.AmendmentProposed():
                 self.asked[source.event] = Asked(source=source, change=dict(event.change))
-                self.approvals.setdefault(source.event, {})[member] = source
+                self.approvals.setdefault(source.event, {}).setdefault(member, source)
             case events.AmendmentApproved():
-                self.approvals.setdefault(event.proposal, {})[member] = source
+                self.approvals.setdefault(event.proposal, {}).setdefault(member, source)
             case events.DataCommitted():
                 self.data.setdefault(member, {})[event.dataset] = event
             case events.Published():
@@ -283,10 +284,12 @@ class Collective:
                     value=value,
                 )
                 double = self._tally(event.height).propose(proposal)
+                self._settle(event.height)
             case events.Accepted() | events.Objected():
                 double = self._tally(event.height).first(source, event)
             case events.Committed():
                 double = self._tally(event.height).commit(source, event)
+                self._settle(event.height)
             case events.NodeStarted() | events.DataUsed():
                 pass
         if double:
@@ -298,8 +301,9 @@ class Collective:
             raise BadEvent("couldn't take genesis: its digest is not the collective id, or it is not the first entry")
         if genesis.member(source.member) is None:
             raise BadEvent("couldn't take genesis: its author has no seat")
+        self.founder = min(self.founder or source.member, source.member)
         if self.genesis is None:
-            self.genesis, self.founder = genesis, source.member
+            self.genesis = genesis
             self._charters.append(genesis)
 
     def _publish(self, source: Source, event: events.Published) -> None:
@@ -324,7 +328,7 @@ class Collective:
         return True
 
     def _advance(self) -> None:
-        while self._charters and (decision := self._decided()):
+        while self._charters and (decision := self._decided(self.height, self.charter)):
             self.decisions.append(decision)
             charter = decision.charter
             if isinstance(decision.value, Amendment):
@@ -334,8 +338,16 @@ class Collective:
                     self.flaws.append(Flaw(source=decision.proposal, code=e.code, text=str(e)))
             self._charters.append(charter)
 
-    def _decided(self) -> Decision | None:
-        charter, tally = self.charter, self._tallies.get(self.height)
+    def _settle(self, height: int) -> None:
+        """Take late proposals and commits into a decision that stands: its certificate must not tell what came first."""
+        if height < self.height:
+            stands = self.decisions[height - 1]
+            again = self._decided(height, stands.charter)
+            if again and again.digest == stands.digest:
+                self.decisions[height - 1] = again
+
+    def _decided(self, height: int, charter: Charter) -> Decision | None:
+        tally = self._tallies.get(height)
         if tally is None:
             return None
         voters = {m.id for m in charter.voters}
@@ -345,19 +357,24 @@ class Collective:
         attempt, digest = outcome
         commits = tally.commits[attempt]
         return Decision(
-            height=self.height,
+            height=height,
             attempt=attempt,
             digest=digest,
             value=value,
             charter=charter,
-            proposal=next(p.source for p in self._proposals(tally) if p.digest == digest),
+            proposal=tally.origins[digest][1],
             commits=tuple(commits[m].source for m in sorted(commits) if m in voters and commits[m].digest == digest),
         )
 
-    @staticmethod
-    def _proposals(tally: Tally) -> Iterator[Proposal]:
-        for attempt in sorted(tally.proposals):
-            yield from tally.proposals[attempt].values()
+
+def _contributes(charter: Charter, member: MemberId) -> bool:
+    seat = charter.member(member)
+    return seat is not None and seat.role == "contributor"
+
+
+def _first_reach(seq: int, reach: Iterable[tuple[int, bool]]) -> bool:
+    """Whether the first head vector that covers entry `seq` found its author in a contributor's seat."""
+    return next((seated for size, seated in reach if seq < size), False)
 
 
 def leaf_at(collective: Collective, member: MemberId, size: int) -> Digest | None:

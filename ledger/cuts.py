@@ -144,8 +144,8 @@ def parse(value: Json) -> Value:
     if not isinstance(value, dict):
         raise BadValue("couldn't read decision: an object is expected")
     kind = value.get("kind")
-    keys = _CUT_KEYS if kind == "release" else _AMENDMENT_KEYS if kind == "amendment" else set()
-    if set(value) != keys or value["v"] != VERSION:
+    keys = _CUT_KEYS if kind == "release" else _AMENDMENT_KEYS if kind == "amendment" else None
+    if set(value) != keys or value["v"] != VERSION or value["v"] is True:
         raise BadValue(f"couldn't read decision: kind {str(kind)[:20]!r} has other keys than expected")
     place = Place(
         collective=CollectiveId(as_hex(value["collective"], "collective")),

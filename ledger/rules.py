@@ -15,6 +15,7 @@ from ledger.cuts import Amendment, Cut, Exclusion, FeedHead, Last, Place, Value
 from protocol.errors import Refused
 from protocol.ids import Digest, EventId, MemberId
 
+WORSE = "worse"  # reason of a first vote: our own held-out loss rose by more than the charter tolerates
 REFUSED = "refused"  # reason of an exclusion by soft objections; every other reason is a hard fault of the blob
 
 
@@ -113,35 +114,40 @@ def _check_cut(collective: Collective, cut: Cut) -> Check:
     if cut.last != last_of(collective, cut.place):
         return Unfit(reason="wrong-last")
     previous = collective.current_cut()
+    if not cut.last or (previous and (cut.last, cut.excluded) == (previous.last, previous.excluded)):
+        return Unfit(reason="nothing-new")
+    hard = _new_exclusions(collective, cut, previous)
+    if isinstance(hard, Unfit):
+        return hard
+    if [r.member for r in cut.registers] != sorted(collective.in_cut(cut)):
+        return Unfit(reason="wrong-registers")
+    return Fits(hard=hard)
+
+
+def _new_exclusions(collective: Collective, cut: Cut, previous: Cut | None) -> tuple[Exclusion, ...] | Unfit:
+    """The exclusions that claim a fault of the blob, once every other one is proven by the ledger or carried over."""
     carried = {x.event: x for x in previous.excluded} if previous else {}
+    mine = {c.event for taken in collective.covered(cut.place, cut.epoch).values() for c in taken}
     hard: list[Exclusion] = []
     for exclusion in cut.excluded:
         if carried.pop(exclusion.event, None) == exclusion:
             continue
-        if not _within(cut.place, collective, exclusion.event):
-            return Unfit(reason="exclusion-outside-heads")
-        if exclusion.reason != REFUSED:
+        if exclusion.event not in mine:
+            return Unfit(reason="exclusion-outside-cut")
+        if exclusion.reason == REFUSED:
+            if not _refused(collective, cut.place, exclusion):
+                return Unfit(reason="exclusion-without-evidence")
+        elif exclusion.evidence:  # the blob itself is the proof, and everybody looks at it
+            return Unfit(reason="exclusion-with-evidence")
+        else:
             hard.append(exclusion)
-        elif not _refused(collective, cut.place, exclusion):
-            return Unfit(reason="exclusion-without-evidence")
-    if carried:
-        return Unfit(reason="exclusion-forgotten")
-    if [r.member for r in cut.registers] != sorted(collective.in_cut(cut)):
-        return Unfit(reason="wrong-registers")
-    return Fits(hard=tuple(hard))
+    return Unfit(reason="exclusion-forgotten") if carried else tuple(hard)
 
 
 def last_of(collective: Collective, where: Place) -> tuple[Last, ...]:
-    """The last contribution of the current epoch in each covered feed, by member."""
-    epoch = collective.charter.epoch_id
-    found = []
-    for member in sorted(collective.contributions):
-        covered = [
-            c for c in collective.contributions[member] if c.epoch == epoch and c.source.seq < where.size_of(member)
-        ]
-        if covered:
-            found.append(Last(member=member, number=covered[-1].number, event=covered[-1].event))
-    return tuple(found)
+    """The last contribution of the current epoch that counts in each covered feed, by member; excluded ones too."""
+    covered = collective.covered(where, collective.charter.epoch_id)
+    return tuple(Last(member=m, number=covered[m][-1].number, event=covered[m][-1].event) for m in sorted(covered))
 
 
 def refused(collective: Collective, sizes: Mapping[MemberId, int]) -> tuple[Exclusion, ...]:
@@ -174,6 +180,21 @@ def objections(collective: Collective, where: Place, event: EventId) -> dict[Mem
         if said:
             found[member] = min(said)
     return found
+
+
+def contested(collective: Collective) -> set[EventId]:
+    """Contributions that a voter blames, once more than n - q voters found a candidate of this height worse.
+
+    The next proposer leaves them uncovered (they stay pending), so that members who blame different contributions do
+    not block those that nobody blames. One objector alone has no such effect.
+    """
+    charter, tally = collective.charter, collective.tally
+    voters = {m.id for m in charter.voters}
+    against = [sum(v.reason == WORSE for m, v in firsts.items() if m in voters) for firsts in tally.firsts.values()]
+    if max(against, default=0) <= len(voters) - charter.quorum:
+        return set()
+    verdicts = [v for m, by in tally.verdicts.items() if m in voters for _, v in by.values()]
+    return {o.event for verdict in verdicts for o in verdict.objections}
 
 
 def omitted(collective: Collective, me: MemberId, cut: Cut, held: Collection[Digest]) -> Contribution | None:

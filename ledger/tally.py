@@ -65,12 +65,15 @@ class Tally:
     commits: dict[int, dict[MemberId, Vote]] = field(default_factory=dict)
     verdicts: dict[MemberId, dict[Digest, tuple[Source, Verdict]]] = field(default_factory=dict)
     values: dict[Digest, Value] = field(default_factory=dict)
+    origins: dict[Digest, tuple[int, Source]] = field(default_factory=dict)  # attempt and entry that first proposed it
 
     def propose(self, proposal: Proposal) -> DoubleVote | None:
         """Record a proposal; returns the proof when the member proposed something else before."""
         of = self.proposals.setdefault(proposal.attempt, {})
         earlier = of.setdefault(proposal.source.member, proposal)
         self.values.setdefault(proposal.digest, proposal.value)
+        origin = (proposal.attempt, proposal.source)
+        self.origins[proposal.digest] = min(self.origins.get(proposal.digest, origin), origin, key=_order)
         if earlier.digest == proposal.digest:
             return None
         return DoubleVote(first=earlier.source, second=proposal.source, height=self.height, attempt=proposal.attempt)
@@ -125,3 +128,7 @@ class Tally:
         if (earlier.digest, earlier.accepts) == (vote.digest, vote.accepts):
             return None
         return DoubleVote(first=earlier.source, second=vote.source, height=self.height, attempt=attempt)
+
+
+def _order(origin: tuple[int, Source]) -> tuple[int, MemberId, int]:
+    return origin[0], origin[1].member, origin[1].seq

@@ -148,7 +148,8 @@ def act(collective: Collective, me: MemberId, moment: Moment) -> Act:
     said = tally.commits.get(attempt, {})
     given_up = sum(m in voters and v.digest is None for m, v in said.items())
     spoken = sum(m in voters for m in said)
-    if given_up >= charter.quorum or (spoken >= charter.quorum and moment.elapsed_ms >= 3 * limit):
+    rested = attempt == 0 or moment.elapsed_ms >= limit  # the first retry is quick, later ones are not a flood
+    if (given_up >= charter.quorum and rested) or (spoken >= charter.quorum and moment.elapsed_ms >= 3 * limit):
         return Enter(attempt=attempt + 1)
     return Wait()
 

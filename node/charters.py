@@ -14,6 +14,7 @@ from node.errors import NotAllowed
 from protocol.canon import Json
 from protocol.ids import Digest, MemberId
 
+_SHOWN = {"id", "height", "quorum", "epoch_id"}  # what `reports.charter` adds to a charter
 _NORM_CAP_MICRO = 1_000_000_000  # an L2 norm of 1,000; runs at the default settings send norms below 10
 
 
@@ -71,7 +72,7 @@ def changes(charter: Charter, args: Mapping[str, Json]) -> list[dict[str, Json]]
     """The changes that `collective amend` asks for, one for each rule or seat.
 
     Raises:
-        NotAllowed: a key that the charter does not have.
+        NotAllowed: a key that the charter does not have, or a value that no node could follow.
         BadCharter: the outcome would not be a valid charter.
     """
     now = charter.to_json()
@@ -89,14 +90,54 @@ def changes(charter: Charter, args: Mapping[str, Json]) -> list[dict[str, Json]]
             raise NotAllowed(f"couldn't amend charter: {field} has no {key!r}")
         wanted[field] = {**part, key: value}
     whole = args.get("charter")
-    for field, value in (whole if isinstance(whole, dict) else {}).items():
-        if field in now and field not in {"v", "members", "epoch", "nonce"} and now[field] != value:
-            wanted[field] = value
-    found: list[dict[str, Json]] = [{"op": "set", "field": f, "value": v} for f, v in wanted.items()]
+    if whole is not None:
+        wanted |= _different(now, whole)
+    seats = wanted.pop("members", None)
+    _possible(charter, wanted)
+    found: list[dict[str, Json]] = [{"op": "set", "field": f, "value": v} for f, v in wanted.items() if v != now[f]]
     removed = args.get("remove")
     found += [{"op": "remove", "id": str(m)} for m in (removed if isinstance(removed, list) else [])]
+    found += _reseated(charter, seats) if seats is not None else []
     for change in found:
         charters.amended(charter, change)
+    return found
+
+
+def _different(now: Mapping[str, Json], whole: Json) -> dict[str, Json]:
+    """What a whole charter, as `collective show --json` prints it, has other than the one in force."""
+    if not isinstance(whole, dict) or set(whole) - set(now) - _SHOWN:
+        unknown = sorted(set(whole) - set(now) - _SHOWN) if isinstance(whole, dict) else type(whole).__name__
+        raise NotAllowed(f"couldn't amend charter: the file is not a charter ({unknown})")
+    return {field: whole[field] for field in now if field in whole and whole[field] != now[field]}
+
+
+def _possible(charter: Charter, wanted: Mapping[str, Json]) -> None:
+    recipe = wanted.get("recipe", charter.recipe)
+    if recipe not in RECIPES:
+        raise NotAllowed(f"couldn't amend charter: recipe {recipe!r} is none of {', '.join(RECIPES)}")
+    shape = wanted.get("adapter")
+    old = charter.to_json()["adapter"]
+    if isinstance(shape, dict) and isinstance(old, dict):
+        resized = any(shape.get(key) != old[key] for key in ("rank", "targets"))
+        if resized and shape.get("coordinates") == old["coordinates"]:
+            raise NotAllowed(
+                "couldn't amend charter: another rank or other targets have another number of coordinates",
+                hint="give adapter.coordinates too",
+            )
+
+
+def _reseated(charter: Charter, seats: Json) -> list[dict[str, Json]]:
+    """The changes of seats that lead from the charter's members to another list of them."""
+    if not isinstance(seats, list) or not all(isinstance(s, dict) for s in seats):
+        raise NotAllowed("couldn't amend charter: members is a list of seats")
+    wanted = {str(s.get("id")): dict(s) for s in seats if isinstance(s, dict)}
+    old = {m.id: {"id": m.id, "name": m.name, "role": m.role, "weight": m.weight} for m in charter.members}
+    found: list[dict[str, Json]] = [{"op": "remove", "id": m} for m in old if m not in wanted]
+    for member, seat_ in wanted.items():
+        if member not in old:
+            found.append({"op": "add", "member": seat_})
+        elif seat_ != old[MemberId(member)]:
+            found.append({"op": "role", "member": seat_})
     return found
 
 

@@ -186,11 +186,13 @@ class Daemon:
         log.info("event=api-up port=%s", port)
 
     async def _train(self) -> None:
-        """Runs of our own accord, one after the other."""
+        """First the run that was finished but not published when the node stopped, then runs of our own accord."""
+        left = self.rounds.unpublished() is not None
         while True:
-            if self.config.train.auto and self.rounds.may_start(self.config.train):
+            if left or (self.config.train.auto and self.rounds.may_start(self.config.train)):
                 try:
                     await self.rounds.contribute(self.config.train, self._progress)
+                    left = False
                 except FishernetError as e:
                     if isinstance(e, Fatal):
                         raise

@@ -61,7 +61,7 @@ FULL: Final = Plan(
     held_out={"clinic": "0.1", "security": "0.25", "cinema": "0.1"},
     prompt="The most common symptom is",
     least_gain=0.15,
-    deadline_s=540.0,
+    deadline_s=1800.0,
 )
 TINY: Final = Plan(
     model="tiny",
@@ -80,7 +80,7 @@ TINY: Final = Plan(
     held_out=dict.fromkeys(_NAMES, "0.25"),
     prompt="The patient ",
     least_gain=0.0,
-    deadline_s=300.0,
+    deadline_s=600.0,
 )  # fmt: skip
 
 
@@ -195,9 +195,10 @@ def _until(node: DemoNode, plan: Plan, started: float, holds: Callable[[Mapping[
             if holds(status):
                 return
         if time.monotonic() - started > plan.deadline_s:
+            print(node.last_words(), flush=True)
             raise DemoFailed(
-                f"couldn't finish the demo: {node.name} is not there after {plan.deadline_s:.0f} s; it said:\n"
-                + node.last_words()
+                f"couldn't finish the demo: {node.name} is not there after {plan.deadline_s:.0f} s; its log is above",
+                hint="the machine may be busy; try again, or look with --keep DIR at the homes and logs",
             )
         time.sleep(0.5)
 

@@ -103,7 +103,8 @@ class DemoNode:
     def check_alive(self) -> None:
         """Raise NodeError with the last words of a daemon that ended."""
         if self.process is not None and self.process.poll() is not None:
-            raise NodeError(f"couldn't go on: node {self.name} ended\n{self.last_words()}")
+            print(self.last_words(), flush=True)
+            raise NodeError(f"couldn't go on: node {self.name} ended; its log is above")
 
     def last_words(self) -> str:
         """The end of the daemon's log."""

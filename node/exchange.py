@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
-from ledger.entry import Record
+from ledger import entry
+from ledger.entry import Body, Record
 from ledger.store import Store
 from node.blobs import BlobStore
 from node.errors import BlobMissing, NotAMember, PeerRefused, UnknownHere, WrongPeer
@@ -204,3 +205,18 @@ def to_wire(records: Iterable[Record]) -> Iterable[wire.WireRecord]:
             salt=None if body is None else body.salt,
             data=None if body is None else body.data,
         )
+
+
+def from_wire(items: Iterable[wire.WireRecord]) -> list[Record]:
+    """Records as they were sent, each with its own signature verified; how they follow each other is the store's matter.
+
+    Raises:
+        Refused: an entry that is not one.
+    """
+    return [
+        Record(
+            entry=entry.parse(item.line),
+            body=None if item.salt is None or item.data is None else Body(salt=item.salt, data=item.data),
+        )
+        for item in items
+    ]

@@ -46,13 +46,16 @@ def examine(collective: CollectiveId, charter: Charter, published: Contribution,
         return _no("wrong-base", "it was trained on another base model")
     if card.number != published.number:
         return _no("wrong-number", f"the card has number {card.number}, its event {published.number}")
-    return check(
+    answer = check(
         contribution,
         coordinates=charter.adapter.coordinates,
         value_bits=charter.update.value_bits,
         density_ppm=charter.update.density_ppm,
         norm_cap_micro=charter.gate.norm_cap_micro,
     )
+    if isinstance(answer, Accept) and answer.update.block != charter.update.block:
+        return _no("block", f"a scale for {answer.update.block} values, the charter says {charter.update.block}")
+    return answer
 
 
 def _no(code: str, cause: str) -> Reject:

@@ -7,12 +7,14 @@ missing here: entries, blobs. Invariant: `sound` is what every honest node finds
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from contrib.merging import RECIPES
 from ledger import rules
 from ledger.collective import Contribution
-from ledger.cuts import Amendment, Cut, Exclusion
+from ledger.cuts import MAX_LIST, Amendment, Cut, Exclusion
 from ledger.events import Objection, Verdict
 from ledger.tally import Proposal
 from ledger.votes import Judgement
@@ -52,7 +54,7 @@ class Judge:
         if isinstance(check, rules.Unfit):
             return _unsound(check.reason)
         if isinstance(value, Amendment):
-            return Finding(judgement=Judgement(sound=True, accept=True))
+            return self._amendment(value)
         covered = [c for published in fold.in_cut(value).values() for c in published]
         excluded = {x.event: x.reason for x in check.hard}
         questioned = [c for published in fold.contributions.values() for c in published if c.event in excluded]
@@ -72,19 +74,39 @@ class Judge:
             return None
         if not matches(value, model):
             return _unsound("wrong-model")
-        held = {c.blob for c in fold.pending() if self._replay.examine(c) is not None}
+        held = {c.blob for c in eligible(self._seat, self._replay)}
         if rules.omitted(fold, self._seat.me, value, held):
             return Finding(judgement=Judgement(sound=True, accept=False, reason="omitted"))
         return await self._measure(proposal, value, model)
 
+    def _amendment(self, value: Amendment) -> Finding | None:
+        """What a quorum asked for is right, as far as this version can do it, and its head vector must be had here.
+
+        The cut after it may not shrink below this head vector, so a blob that nobody has must not lie inside it.
+        """
+        fold, change = self._seat.fold, value.change
+        inside = [c for c in fold.pending() if c.source.seq < value.place.size_of(c.member)]
+        lacking = [c for c in inside if self._replay.examine(c) is None]
+        if lacking:
+            self._wanted(lacking)
+            return None
+        reach = sizes(self._seat, self._replay)
+        if any(head.size > reach[head.member] for head in value.place.heads):
+            return _unsound("too-many-rejected")
+        if change.get("field") == "recipe" and change.get("value") not in RECIPES:
+            return Finding(judgement=Judgement(sound=True, accept=False, reason="unknown-recipe"))
+        return Finding(judgement=Judgement(sound=True, accept=True))
+
     async def _measure(self, proposal: Proposal, cut: Cut, candidate: Model) -> Finding:
         fold, charter = self._seat.fold, self._seat.fold.charter
-        before = fold.current_cut()
-        parent = await asyncio.to_thread(self._replay.of_cut, charter, before) if before else None
+        before, parent = fold.current_cut(), None
+        if before:
+            then = fold.charter_at(before.place.height)
+            parent = await asyncio.to_thread(self._replay.of_cut, then, before)
         models: dict[str, Model | None] = {"base": None, "candidate": candidate}
         if isinstance(parent, Model):
             models["parent"] = parent
-        losses = await self._scales.losses(models)
+        losses = await self._scales.losses(models, diverging=True)
         mine, base = losses.get("candidate"), losses.get("base")
         than = losses.get("parent", base)
         worse = difference(mine, than)
@@ -102,29 +124,29 @@ class Judge:
             objections=objections,
         )
         return Finding(
-            judgement=Judgement(sound=True, accept=not bad, reason="worse" if bad else ""),
+            judgement=Judgement(sound=True, accept=not bad, reason=rules.WORSE if bad else ""),
             verdict=verdict if self._scales.active else None,
         )
 
     async def _blame(self, cut: Cut, candidate: Loss) -> tuple[Objection, ...]:
         """Leave each member's new contributions out in turn; name those without which our loss falls most."""
         fold, charter = self._seat.fold, self._seat.fold.charter
+        covered, pending = [c for taken in fold.in_cut(cut).values() for c in taken], fold.pending()
         fresh: dict[MemberId, list[Contribution]] = {}
-        for contribution in fold.pending():
-            if contribution.source.seq < cut.place.size_of(contribution.member):
+        for contribution in covered:
+            if contribution in pending:
                 fresh.setdefault(contribution.member, []).append(contribution)
         gains: list[tuple[float, MemberId]] = []
-        covered = [c for published in fold.in_cut(cut).values() for c in published]
         for member in [m for m in sorted(fresh) if m != self._seat.me][:MAX_PROBES]:
             without = {c.event for c in fresh[member]}
             model = await asyncio.to_thread(self._replay.merge, charter, [c for c in covered if c.event not in without])
             if isinstance(model, Missing):
                 continue
-            loss = (await self._scales.losses({"without": model})).get("without")
+            loss = (await self._scales.losses({"without": model}, diverging=True)).get("without")
             if loss is not None and loss.nats < candidate.nats:
                 gains.append((candidate.nats - loss.nats, member))
         blamed = [member for _, member in sorted(gains, reverse=True)[:1]]
-        return tuple(Objection(event=c.event, reason="worse") for m in blamed for c in fresh[m])
+        return tuple(Objection(event=c.event, reason=rules.WORSE) for m in blamed for c in fresh[m])
 
 
 def _unsound(reason: str) -> Finding:
@@ -132,16 +154,33 @@ def _unsound(reason: str) -> Finding:
 
 
 def eligible(seat: Seat, replay: Replay) -> list[Contribution]:
-    """Pending contributions whose blob is here and passes the hard checks."""
-    return [c for c in seat.fold.pending() if not isinstance(replay.examine(c), Reject | None)]
+    """Pending contributions that a cut of ours would take: blob here, hard checks passed, nothing missing before them."""
+    reach = sizes(seat, replay)
+    pending = [c for c in seat.fold.pending() if c.source.seq < reach[c.member]]
+    return [c for c in pending if not isinstance(replay.examine(c), Reject | None)]
 
 
 def sizes(seat: Seat, replay: Replay) -> dict[MemberId, int]:
-    """How far each feed can be covered by a cut of ours: up to the first contribution whose blob is not here."""
-    found = {m: n for m, n in seat.fold.sizes.items() if m in seat.fold.ever_members()}
-    for contribution in seat.fold.pending():
-        if replay.examine(contribution) is None:
-            found[contribution.member] = min(found[contribution.member], contribution.source.seq)
+    """How far each feed can be covered by a cut of ours: up to the first contribution whose blob is not here.
+
+    Nor does it go beyond a member's share of the exclusions a cut can list, or one member could fill them all. It never
+    stays behind the decision before, whatever is missing.
+    """
+    fold = seat.fold
+    found = {m: n for m, n in fold.sizes.items() if m in fold.ever_members()}
+    before = fold.decisions[-1].value.place if fold.decisions else None
+    share = max(1, MAX_LIST // 2 // max(1, len(fold.charter.contributors)))
+    previous = fold.current_cut()
+    rejected = Counter(fold.sources[x.event].member for x in (previous.excluded if previous else ()))
+    for contribution in fold.pending():
+        member, seq = contribution.member, contribution.source.seq
+        if seq >= found[member]:
+            continue
+        answer = replay.examine(contribution)
+        full = isinstance(answer, Reject) and rejected[member] >= share
+        if (answer is None or full) and not (before and seq < before.size_of(member)):
+            found[member] = seq
+        rejected[member] += isinstance(answer, Reject)
     return found
 
 

@@ -1,26 +1,32 @@
 """Held-out losses of models on our own rows, each model measured once.
 
 Knows no votes and no peers. Losses stay in this process: what leaves is `difference`, clipped and in buckets of 0.01 nats.
+Invariant: a loss is finite; one that is not counts as `WORST`, so that who sent such a model is named like any other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from ledger.events import MAX_LOSS
+from node.errors import JobRefused
 from node.files import write_new
 from node.home import Home
 from node.ports import Trainer
 from node.replay import Model, Vector
 from protocol.ids import Digest
 
+WORST: Final = 10_000.0  # nats; the most that a card can say
 _KEPT = 256
+_DIVERGED = "diverged"  # the worker's word for a loss that is not finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +57,9 @@ class Scales:
         self._lock = asyncio.Lock()
 
     def use(self, datasets: Sequence[str]) -> None:
-        """Measure on the held-out parts of these data sets from now on."""
+        """Measure on the held-out parts of these data sets from now on, as they are now."""
         self._datasets = tuple(datasets)
+        self._known = {}  # a measurement that is on its way belongs to what was before
 
     @property
     def active(self) -> bool:
@@ -63,39 +70,52 @@ class Scales:
         """A loss measured before; None is the bare base."""
         return self._known.get((model or "base", self._datasets))
 
-    async def losses(self, models: Mapping[str, Model | None]) -> dict[str, Loss]:
+    async def losses(self, models: Mapping[str, Model | None], *, diverging: bool = False) -> dict[str, Loss]:
         """The loss of each named model (None: the bare base); empty without data sets.
+
+        With `diverging`, a model whose loss is not finite has the loss `WORST`; else that is an error.
 
         Raises:
             ChildError kinds: the trainer was lost or refused.
         """
-        if not self._datasets:
+        datasets, known = self._datasets, self._known
+        if not datasets:
             return {}
         async with self._lock:
-            wanted = {
-                name: model for name, model in models.items() if self.known(model.digest if model else None) is None
-            }
-            if wanted:
-                views = {
-                    name: await asyncio.to_thread(save_view, self._home, model) if model else None
-                    for name, model in wanted.items()
-                }
-                found = await self._trainer.evaluate(
-                    rows=self._home.rows_db, datasets=self._datasets, views=views, max_rows=self._max_rows
-                )
-                for name, model in wanted.items():
-                    self._remember(model.digest if model else None, found[name])
-        return {name: loss for name, model in models.items() if (loss := self.known(model.digest if model else None))}
+            keys = {name: (model.digest if model else "base", datasets) for name, model in models.items()}
+            wanted = {name: model for name, model in models.items() if keys[name] not in known}
+            losses = {name: known[key] for name, key in keys.items() if key in known}
+            losses |= await self._evaluate(wanted, datasets, diverging)
+            rows = max((loss.rows for loss in losses.values()), default=0)
+            for name in wanted:
+                losses[name] = replace(losses[name], rows=losses[name].rows or rows)
+                if len(known) >= _KEPT:
+                    known.pop(next(iter(known)))
+                known[keys[name]] = losses[name]
+        return {name: losses[name] for name in models}
 
-    def _remember(self, model: Digest | None, found: Mapping[str, object]) -> None:
-        if len(self._known) >= _KEPT:
-            self._known.pop(next(iter(self._known)))
-        accuracy = found.get("accuracy")
-        self._known[(model or "base", self._datasets)] = Loss(
-            nats=_number(found["nats"]),
-            rows=int(_number(found["rows"])),
-            accuracy=None if accuracy is None else _number(accuracy),
-        )
+    async def _evaluate(
+        self, models: Mapping[str, Model | None], datasets: tuple[str, ...], diverging: bool
+    ) -> dict[str, Loss]:
+        """Measure all at once; when one of them diverges, each by itself, so that the others have their loss."""
+        views = {
+            name: await asyncio.to_thread(save_view, self._home, model) if model else None
+            for name, model in models.items()
+        }
+        if not views:
+            return {}
+        try:
+            found = await self._trainer.evaluate(
+                rows=self._home.rows_db, datasets=datasets, views=views, max_rows=self._max_rows
+            )
+        except JobRefused as e:
+            if e.reason != _DIVERGED or not diverging or (len(models) == 1 and None in models.values()):
+                raise
+            if len(models) == 1:
+                return dict.fromkeys(models, Loss(nats=WORST, rows=0, accuracy=None))
+            each = [await self._evaluate({name: model}, datasets, diverging) for name, model in models.items()]
+            return {name: loss for one in each for name, loss in one.items()}
+        return {name: _loss(found[name]) for name in models}
 
 
 def save_view(home: Home, model: Model) -> Path:
@@ -117,3 +137,12 @@ def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"the trainer answered {value!r} where a number is expected")
     return float(value)
+
+
+def _loss(found: Mapping[str, object]) -> Loss:
+    nats, accuracy = _number(found["nats"]), found.get("accuracy")
+    return Loss(
+        nats=min(nats, WORST) if math.isfinite(nats) else WORST,
+        rows=int(_number(found["rows"])),
+        accuracy=None if accuracy is None else _number(accuracy),
+    )

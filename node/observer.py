@@ -27,14 +27,15 @@ from libp2p.custom_types import TProtocol
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from multiaddr import Multiaddr
 
-from ledger import checkpoint, entry
+from ledger import checkpoint
 from ledger.checkpoint import Head
 from ledger.collective import Collective
-from ledger.entry import Body, Record
+from ledger.entry import Record
 from ledger.errors import FeedFrozen, ForkSeen
 from ledger.store import Store
 from node import addresses
 from node.blobs import BlobStore
+from node.exchange import from_wire
 from protocol import binding as bindings
 from protocol import wire
 from protocol.binding import Binding
@@ -147,8 +148,7 @@ class Observer:
                 page = wire.parse_page(await ask(wire.FEED, request))
                 if not page.records:
                     raise Malformed(f"couldn't pull feed of {short(head.member)}: nothing comes from {start} on")
-                records = [_record(item) for item in page.records]
-                self._store.append_foreign(head.collective, head.member, records, page.note)
+                self._store.append_foreign(head.collective, head.member, from_wire(page.records), page.note)
             self._store.append_foreign(head.collective, head.member, [], head.note)
         except (ForkSeen, FeedFrozen):
             return  # the proof is in the store
@@ -306,11 +306,6 @@ async def _guarded(seen: _Seen, visit: Callable[[_Seen], Awaitable[None]]) -> No
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         seen.error = str(error)[:300] or type(error).__name__
-
-
-def _record(item: wire.WireRecord) -> Record:
-    body = None if item.salt is None or item.data is None else Body(salt=item.salt, data=item.data)
-    return Record(entry=entry.parse(item.line), body=body)
 
 
 # -- command ---------------------------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ class _Process(P2P):  # type: ignore[misc]
     """hivemind's P2P with gossip, tied to our life, its sockets in our directory."""
 
     _UNIX_SOCKET_PREFIX = "/unix"
-    _daemon_listen_maddr = _client_listen_maddr = None  # a start that fails early has none to remove
+    _daemon_listen_maddr: Any = None  # a start that fails early has none to remove
+    _client_listen_maddr: Any = None
     born: list[_Process]
 
     def __init__(self) -> None:
@@ -148,7 +149,10 @@ class P2pd:
         request = pb.PSRequest(type=pb.PSRequest.SUBSCRIBE, topic=topic)
         async with self._control("PUBSUB", pubsub=request) as (_, reader, _):
             while True:
-                await read_pbmsg_safe(reader, message := pb.PSMessage())
+                try:
+                    await read_pbmsg_safe(reader, message := pb.PSMessage())
+                except EOFError:
+                    raise SwarmDown("couldn't hear announcements: p2pd hung up") from None
                 yield message.data
 
     @contextlib.asynccontextmanager

@@ -6,6 +6,7 @@ out gives the bytes of never having had it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from contrib import merging
 from contrib.merging import Register
-from ledger.charter import Charter
+from ledger.charter import Charter, Gate, Update
 from ledger.collective import Collective, Contribution
 from ledger.cuts import Cut, RegisterDigest
 from node import gate
@@ -24,7 +25,8 @@ from protocol.sparse import SparseUpdate
 
 Vector = npt.NDArray[np.float32]
 ReadBlob = Callable[[Digest], bytes | None]
-_KEPT = 512  # decoded updates in memory
+_Key = tuple[EventId, Gate, Update]
+_KEPT_BYTES = 128 << 20  # decoded updates in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,38 +46,59 @@ class Missing:
 
 
 class Replay:
-    """Decodes contributions once and merges any set of them."""
+    """Decodes contributions once and merges any set of them; threads may share one."""
 
     def __init__(self, collective: Collective, read_blob: ReadBlob) -> None:
         self._collective = collective
         self._read = read_blob
-        self._examined: dict[EventId, gate.Accept | Reject] = {}
+        self._examined: dict[_Key, gate.Accept | Reject] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
 
     def examine(self, contribution: Contribution) -> gate.Accept | Reject | None:
-        """The hard checks' answer; None while the blob is not here."""
-        known = self._examined.get(contribution.event)
-        if known is not None:
-            return known
-        charter = self.charter_of(contribution.epoch)
+        """The hard checks' answer under the charter that decides on it; None while the blob is not here."""
+        charter = self._collective.charter_for(contribution)
         if charter is None:
             return Reject(code="stale", text="couldn't accept contribution: its epoch is not one of this collective")
+        key = (contribution.event, charter.gate, charter.update)
+        with self._lock:
+            known = self._examined.pop(key, None)
+            if known is not None:
+                self._examined[key] = known  # the last one used is the last one forgotten
+                return known
         answer: gate.Accept | Reject | None = gate.oversized(charter, contribution)
         if answer is None:
             blob = self._read(contribution.blob)
             if blob is None:
                 return None
             answer = gate.examine(self._collective.id, charter, contribution, blob)
-        if len(self._examined) >= _KEPT:
-            self._examined.pop(next(iter(self._examined)))
-        self._examined[contribution.event] = answer
+        self._keep(key, answer)
         return answer
+
+    def _keep(self, key: _Key, answer: gate.Accept | Reject) -> None:
+        with self._lock:
+            if key in self._examined:
+                return
+            self._examined[key] = answer
+            self._bytes += _weight(answer)
+            while self._bytes > _KEPT_BYTES and len(self._examined) > 1:
+                oldest = next(iter(self._examined))
+                self._bytes -= _weight(self._examined.pop(oldest))
 
     def charter_of(self, epoch: Digest) -> Charter | None:
         """The latest charter whose epoch it is."""
         return next((c for c in reversed(self._collective.charters) if c.epoch_id == epoch), None)
 
-    def merge(self, charter: Charter, contributions: Iterable[Contribution]) -> Model | Missing:
-        """Merge a set of contributions under the charter's recipe. Those that fail a hard check are left out."""
+    def merge(
+        self, charter: Charter, contributions: Iterable[Contribution], height: int | None = None
+    ) -> Model | Missing:
+        """Merge a set of contributions under the charter's recipe. Those that fail a hard check are left out.
+
+        `height` is the one that is merged for (None: the next); former members weigh what their seat before it had.
+
+        Raises:
+            MergeRefused: a recipe that this version does not know.
+        """
         coordinates = charter.adapter.coordinates
         by_member: dict[MemberId, list[SparseUpdate]] = {}
         lacking = []
@@ -88,7 +111,7 @@ class Replay:
         if lacking:
             return Missing(blobs=tuple(sorted(lacking)))
         registers = {m: merging.registers_of(updates, coordinates) for m, updates in sorted(by_member.items())}
-        weights = self._collective.weights(charter, registers)
+        weights = self._collective.weights(charter, registers, height)
         vector = merging.merge(charter.recipe, registers, weights, len(weights), coordinates)
         return Model(vector=vector, digest=merging.model_digest(vector), registers=registers)
 
@@ -97,7 +120,7 @@ class Replay:
         if any(self._collective.sizes.get(h.member, 0) < h.size for h in cut.place.heads):
             return Missing(blobs=())  # entries that the cut builds on are not here yet
         covered = self._collective.in_cut(cut)
-        return self.merge(charter, [c for published in covered.values() for c in published])
+        return self.merge(charter, [c for published in covered.values() for c in published], cut.place.height)
 
     def view(self, accepted: Callable[[Contribution], bool]) -> Model | Missing:
         """The release's contributions plus the pending ones that this node accepts."""
@@ -118,3 +141,7 @@ def completed(cut: Cut, model: Model) -> Cut:
 def matches(cut: Cut, model: Model) -> bool:
     """Whether what was computed is what the cut says."""
     return completed(cut, model) == cut
+
+
+def _weight(answer: gate.Accept | Reject) -> int:
+    return 256 if isinstance(answer, Reject) else answer.update.indices.nbytes + answer.update.units.nbytes + 256

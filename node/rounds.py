@@ -23,7 +23,7 @@ import numpy as np
 
 from contrib import updates
 from contrib.merging import model_digest
-from ledger import events
+from ledger import events, rules
 from ledger.charter import Charter
 from node.blobs import BlobStore
 from node.config import Train
@@ -88,7 +88,7 @@ class Rounds:
         return tuple(d for d in (wanted or sorted(known)) if d in known)
 
     def may_start(self, config: Train) -> bool:
-        """Whether a run should start by itself: a contributor with rows, and nothing of ours waits for a release."""
+        """Whether a run should start by itself: a contributor with rows, and nothing of ours waits uncontested."""
         fold, me = self._seat.fold, self._seat.me
         if not fold.known or self._seat.paused or not self.datasets(config.datasets):
             return False
@@ -96,7 +96,11 @@ class Rounds:
         if config.rounds and len(made) >= config.rounds:
             return False
         seat = fold.charter.member(me)
-        return seat is not None and seat.role == "contributor" and all(fold.fate(c) != "pending" for c in made)
+        if seat is None or seat.role != "contributor":
+            return False
+        waiting = [c for c in made if fold.fate(c) == "pending"]
+        contested = rules.contested(fold) if waiting else set()
+        return all(c.event in contested for c in waiting)
 
     # -- one run -----------------------------------------------------------------------------------------------------
     async def contribute(self, config: Train, progress: Progress = lambda _event: None) -> dict[str, Json]:
@@ -343,6 +347,7 @@ def _read_ready(file: Path) -> Ran | None:
         value = json.loads(file.read_bytes())
         value["datasets"] = tuple(value["datasets"])
         fields: dict[str, Any] = {n: Path(v) if n in _PATHS else v for n, v in value.items()}
-        return Ran(**fields)
+        ran = Ran(**fields)
     except (OSError, ValueError, TypeError, KeyError):
         return None
+    return ran if all(path.is_file() for path in (ran.view_vector, ran.theta, ran.fisher)) else None

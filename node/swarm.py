@@ -11,16 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nacl.signing import SigningKey
-
 from node import addresses as multiaddrs
-from node import rendezvous
+from node import endpoints, rendezvous
 from node.addresses import AddressBook
 from node.backoff import Backoff
 from node.errors import BadTransport, PeerUnreachable, PortTaken, SwarmDown
@@ -28,14 +25,13 @@ from node.p2pd import CALL_S, DaemonConfig, P2pd, Serve
 from node.ports import Announced, Handler, PeersChanged
 from node.streams import PeerStream, Slots, Tap
 from protocol.canon import Json
-from protocol.errors import FishernetError, Refused
+from protocol.errors import FishernetError
 from protocol.ids import PeerId, peer_id
 
 log = logging.getLogger(__name__)
 
 MAX_ANNOUNCEMENT = 8 * 1024
 _TROUBLE = (FishernetError, OSError, EOFError)  # a TimeoutError is an OSError
-_IDENTITY_PREFIX = bytes((0x08, 0x01, 0x12, 0x40))  # libp2p crypto.proto: Ed25519, 64 bytes of seed and public key
 _SOCKET_ROOM = 104 - 30  # for "p2pclient-", 11 random characters and ".sock"
 _TICK_S, _PROBE_S, _SERVE_S, _RENDEZVOUS_S = 1.0, 4.0, 600.0, 20.0
 _REDIAL_S = (1.0, 5.0)
@@ -64,7 +60,7 @@ class Swarm:
             BadTransport: the identity file or the socket directory is not usable.
             Malformed: an address is not one.
         """
-        self._key = _read_identity(config.identity)
+        self._key = endpoints.read_identity(config.identity)
         self._transport = bytes(self._key.verify_key).hex()
         self._me = peer_id(bytes(self._key.verify_key))
         self._config, self._tap = config, tap
@@ -201,6 +197,7 @@ class Swarm:
 
         Raises:
             PortTaken: somebody else listens on our port at the first start.
+            BadTransport: p2pd took another identity than ours.
         """
         self._config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         listen, pause, failed = self._listen, 0.1, 0
@@ -208,16 +205,18 @@ class Swarm:
             for stale in self._config.run_dir.glob("p2p*.sock"):  # a killed daemon leaves two
                 stale.unlink(missing_ok=True)
             began = time.monotonic()
+            cause: BaseException | None = None
             try:
-                _check_ports(listen)
+                endpoints.check_ports(listen)
                 await self._live(listen)
             except* _TROUBLE as group:
                 cause = _first(group)
+            if cause is not None:
                 self._trouble("life", cause)
-                if isinstance(cause, PortTaken) and not self._lives:
-                    raise cause from None
+                if isinstance(cause, PortTaken | BadTransport) and not self._lives:
+                    raise cause
             failed = 0 if time.monotonic() - began > 10 else failed + 1
-            listen = _with_port(self._listen, self._visible) if failed < 3 else self._listen
+            listen = endpoints.with_port(self._listen, self._visible) if failed < 3 else self._listen
             pause = min(0.1 * 2**failed, 5.0)
             await asyncio.sleep(pause)
 
@@ -352,7 +351,7 @@ class Swarm:
             await asyncio.sleep(_RENDEZVOUS_S)
 
     def _reachable(self) -> tuple[str, ...]:
-        return tuple(address for address in self._config.announce or self._visible if _is_dialable(address))
+        return tuple(address for address in self._config.announce or self._visible if endpoints.is_dialable(address))
 
     def _note(self, address: str, peer: PeerId) -> None:
         self._book.remember(peer, [address])
@@ -366,48 +365,6 @@ class Swarm:
     def _trouble(self, what: str, error: BaseException) -> None:
         self._last_error = f"{what}: {_cause(error)}"
         log.warning("event=swarm-trouble what=%s error=%s", what, _cause(error))
-
-
-def _read_identity(path: Path) -> SigningKey:
-    try:
-        raw = path.read_bytes()
-    except OSError as e:
-        raise BadTransport(f"couldn't read transport key {path}: {e.strerror}") from None
-    if len(raw) != 68 or not raw.startswith(_IDENTITY_PREFIX):
-        raise BadTransport(f"couldn't read transport key {path}: not an Ed25519 identity of 68 bytes")
-    return SigningKey(raw[4:36])
-
-
-def _check_ports(listen: Iterable[str]) -> None:
-    """p2pd would share a taken port silently (SO_REUSEPORT), so ask the system first."""
-    for address in listen:
-        _, family, host, _, number = address.split("/")
-        if family not in ("ip4", "ip6") or number == "0":
-            continue
-        with socket.socket(socket.AF_INET if family == "ip4" else socket.AF_INET6) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, int(number)))
-            except OSError as e:
-                raise PortTaken(
-                    f"couldn't listen on {address}: {e.strerror}",
-                    hint="choose another port in node.toml, or stop the other program",
-                ) from None
-
-
-def _with_port(listen: tuple[str, ...], visible: tuple[str, ...]) -> tuple[str, ...]:
-    """A single address with port 0 keeps, in later lives, the port that the system chose."""
-    ports = {multiaddrs.port(address) for address in visible if _is_dialable(address)}
-    if len(listen) == 1 and multiaddrs.port(listen[0]) == 0 and len(ports) == 1:
-        return (f"{listen[0].rsplit('/', 1)[0]}/{ports.pop()}",)
-    return listen
-
-
-def _is_dialable(address: str) -> bool:
-    try:
-        return multiaddrs.port(multiaddrs.check_address(address)) > 0
-    except Refused:
-        return False
 
 
 def _cause(error: BaseException) -> str:

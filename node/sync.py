@@ -16,15 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ledger import checkpoint, entry
+from ledger import checkpoint
 from ledger.checkpoint import Head
-from ledger.entry import Body, Record
+from ledger.entry import Record
 from ledger.errors import FeedFrozen, ForkSeen, StoreFull
 from ledger.forks import Fork
 from ledger.store import Store
 from node.backoff import HOSTILE_S, Backoff
 from node.blobs import BlobStore
-from node.exchange import Asker, Desk, DeskRules
+from node.directory import Directory
+from node.exchange import Asker, Desk, DeskRules, from_wire
 from node.fetching import Fetcher
 from node.ports import Network
 from protocol import binding as bindings
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 HEADS_EVERY_S = 5.0
 MAX_BLOB = 64 << 20
-_PEERS_PER_MEMBER = 4
+MAX_FEEDS = 1024
 _ASKS_AT_ONCE = 16
 _LONGEST_WAIT_S = 30.0
 _STORE_FULL_S = 5.0
@@ -50,13 +51,15 @@ _parse_head = functools.lru_cache(maxsize=4096)(checkpoint.parse)
 class SyncRules:
     """What the node decides: whom we serve, whose feeds we take, and what happens with news.
 
-    `wants` is `allowed` unless given (a joiner serves nobody yet, but takes the founder's feed).
+    `wants` is `allowed` unless given (a joiner serves nobody yet, but takes the founder's feed). `peers` says which peer
+    speaks for which member by the feeds, so that members find each other whom no configuration introduced.
     """
 
     allowed: Callable[[MemberId], bool]
     on_records: Callable[[MemberId, Sequence[Record]], None]
     wants: Callable[[MemberId], bool] | None = None
     on_fork: Callable[[Fork], None] | None = None
+    peers: Callable[[], Mapping[PeerId, MemberId]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +106,7 @@ class Sync:
         )
         self._fetcher = Fetcher(self._asker, blobs, self._backoff, self._holders)
         self._feeds: dict[MemberId, _Feed] = {}
-        self._peers: dict[MemberId, tuple[PeerId, ...]] = {}  # newest first
-        self._members: dict[PeerId, MemberId] = {}
+        self._directory = Directory(network.peer)
         self._own: dict[PeerId, Head | None] = {}
         self._asked: set[PeerId] = set()
         self._jobs: asyncio.TaskGroup | None = None
@@ -128,6 +130,7 @@ class Sync:
                 jobs.create_task(self._pull(member, feed))
             try:
                 while True:
+                    self._introduce()
                     self._ask_around(self._network.peers())
                     await self.announce()
                     await asyncio.sleep(self._heads_every_s)
@@ -165,22 +168,13 @@ class Sync:
         except TimeoutError:
             pass
         heads = [head for head in self._own.values() if head is not None]
-        answered = frozenset(self._members[peer] for peer in self._own if peer in self._members)
-        return OwnHead(answered=answered - {me}, head=max(heads, key=lambda head: head.size, default=None))
+        answered = {self._directory.member_of(peer) for peer in self._own}
+        others = frozenset(member for member in answered if member not in (None, me))
+        return OwnHead(answered=others, head=max(heads, key=lambda head: head.size, default=None))
 
     def met(self, bound: Binding) -> None:
-        """Note that a verified peer speaks for a member (from a request, an answer, or a `peer.bound` event)."""
-        if bound.peer == self._network.peer or not (self._wants(bound.member) or self._rules.allowed(bound.member)):
-            return
-        known = self._peers.get(bound.member, ())
-        if known[:1] == (bound.peer,):
-            return
-        fresh = (bound.peer, *(peer for peer in known if peer != bound.peer))[:_PEERS_PER_MEMBER]
-        for peer in known:
-            self._members.pop(peer, None)
-        self._members.update(dict.fromkeys(fresh, bound.member))
-        self._peers[bound.member] = fresh
-        self._network.want(self._members)
+        """Note that a verified peer speaks for a member (from a request or an answer)."""
+        self._meet(bound.peer, bound.member, newest=True)
 
     def asking(self) -> Mapping[MemberId, Binding]:
         """Non-members that asked lately: candidates for an invitation."""
@@ -188,7 +182,7 @@ class Sync:
 
     def member_of(self, peer: PeerId) -> MemberId | None:
         """Which member a peer speaks for, as far as it showed."""
-        return self._members.get(peer)
+        return self._directory.member_of(peer)
 
     def status(self) -> dict[str, Json]:
         """What `fishernet status` shows of the sync."""
@@ -198,13 +192,24 @@ class Sync:
         }
         return {
             "feeds": feeds,
-            "peers": {peer: member for peer, member in self._members.items() if peer in self._network.peers()},
+            "peers": {peer: self._directory.member_of(peer) for peer in sorted(self._network.peers())},
             "asking": sorted(self._desk.asking),
             "blobs_waiting": self._fetcher.waiting,
             "blobs_fetched": self._fetcher.fetched,
             "quarantined": self._backoff.blocked_count(),
             "last_error": self._last_error,
         }
+
+    # -- peers -------------------------------------------------------------------------------------------------------
+    def _introduce(self) -> None:
+        for peer, member in (self._rules.peers() if self._rules.peers is not None else {}).items():
+            self._meet(peer, member, newest=False)
+
+    def _meet(self, peer: PeerId, member: MemberId, *, newest: bool) -> None:
+        """Keep a connection to whoever speaks for somebody that we serve or follow."""
+        known = self._wants(member) or self._rules.allowed(member)
+        if known and self._directory.meet(peer, member, newest=newest):
+            self._network.want(self._directory.peers())
 
     # -- heads -------------------------------------------------------------------------------------------------------
     def _peers_changed(self, peers: frozenset[PeerId]) -> None:
@@ -265,7 +270,7 @@ class Sync:
         except Refused:
             return  # gossip names no sender to blame
         if feed is None or head.size > feed.target:
-            for peer in self._peers.get(member, ()):
+            for peer in self._directory.peers_of(member):
                 self._feed(member).claims[peer] = head.size
             self._reach_for(head)
 
@@ -275,6 +280,8 @@ class Sync:
         if not note.startswith(prefix) or len(note) > wire.MAX_NOTE:
             return None
         member = MemberId(note[len(prefix) : len(prefix) + 64].decode("ascii", errors="replace"))
+        if member not in self._feeds and len(self._feeds) >= MAX_FEEDS:
+            return None
         return member if member == self._binding.member or self._wants(member) else None
 
     async def _learn(self, head: Head, peer: PeerId) -> None:
@@ -324,7 +331,7 @@ class Sync:
 
     def _best(self, member: MemberId, feed: _Feed) -> PeerId | None:
         """Who to ask: those that claim more than we hold, the author first; then those that claim nothing."""
-        size, authors = self._size(member), self._peers.get(member, ())
+        size, authors = self._size(member), self._directory.peers_of(member)
         candidates = [
             peer
             for peer in self._network.peers()
@@ -332,7 +339,7 @@ class Sync:
         ]
         return min(
             candidates,
-            key=lambda peer: (peer not in feed.claims, peer not in authors, peer not in self._members),
+            key=lambda peer: (peer not in feed.claims, peer not in authors, self._directory.member_of(peer) is None),
             default=None,
         )
 
@@ -340,7 +347,7 @@ class Sync:
         matter, start = (peer, member), self._size(member)
         try:
             page = await self._asker.page(peer, member, start)
-            records = await asyncio.to_thread(_read_records, page)
+            records = await asyncio.to_thread(from_wire, page.records)
             if not records or records[0].entry.header.seq != start:
                 feed.claims[peer] = start  # until it says otherwise
                 raise Malformed(f"couldn't pull feed of {member[:12]}: the peer has nothing from {start} on")
@@ -383,25 +390,12 @@ class Sync:
 
     def _holders(self, prefer: Sequence[MemberId]) -> Sequence[PeerId]:
         """Connected member peers, those of the preferred members first."""
-        first = [peer for member in prefer for peer in self._peers.get(member, ())]
-        connected = self._network.peers()
-        return [peer for peer in dict.fromkeys([*first, *self._members]) if peer in connected]
+        return self._directory.ranked(prefer, self._network.peers())
 
     def _expected(self) -> frozenset[PeerId]:
-        """Peers whose answer is worth waiting for: the newest one of each member we know of."""
-        return frozenset(peers[0] for peers in self._peers.values()) | self._network.peers()
+        """Peers whose answer is worth waiting for: the newest one of each member we know of, and who is connected."""
+        return self._directory.newest() | self._network.peers()
 
     def _trouble(self, what: str, peer: PeerId, error: Exception) -> None:
         self._last_error = f"{what} from {peer[-6:]}: {error}"
         log.debug("event=sync-trouble what=%s peer=%s error=%s", what, peer[-6:], error)
-
-
-def _read_records(page: wire.FeedPage) -> list[Record]:
-    """The page as entries with verified signatures; the chain is the store's matter."""
-    return [
-        Record(
-            entry=entry.parse(item.line),
-            body=None if item.salt is None or item.data is None else Body(salt=item.salt, data=item.data),
-        )
-        for item in page.records
-    ]

@@ -138,18 +138,20 @@ def test_truncated_weights_are_refused_with_advice(tmp_path, folder, keep):
     assert not list((tmp_path / "models").glob(".adding-*"))
 
 
-HEADER = (models.tiny_folder() / "model.safetensors").read_bytes()[:6000]
+WEIGHTS = models.tiny_folder() / "model.safetensors"
+BEGINNING = WEIGHTS.read_bytes()[:4000]  # eight bytes of length, the header
 
 
 @settings(max_examples=200, deadline=None)
-@given(at=st.integers(0, 5999), value=st.integers(0, 255))
+@given(at=st.integers(0, 3999), value=st.integers(0, 255))
 def test_no_altered_header_is_believed_beyond_the_file(tmp_path_factory, at, value):
     file = tmp_path_factory.getbasetemp() / "altered.safetensors"
-    whole = (models.tiny_folder() / "model.safetensors").read_bytes()
-    file.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+    size = WEIGHTS.stat().st_size
+    file.write_bytes(BEGINNING[:at] + bytes([value]) + BEGINNING[at + 1 :])
+    os.truncate(file, size)  # the tensors themselves are not read
     with contextlib.suppress(CorruptModel):
         for tensor in weights.read_header(file):
-            assert tensor.start + tensor.length <= len(whole)
+            assert tensor.start + tensor.length <= size
 
 
 @given(data=st.binary(max_size=200))

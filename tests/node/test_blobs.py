@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.blobs import MAX_PARTS, BlobStore
@@ -94,6 +94,7 @@ def test_more_than_the_stated_size_is_refused(store):
         assert part.offset == 0
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=2000), st.lists(st.integers(1, 500), max_size=6))
 def test_any_cutting_gives_the_same_blob(tmp_path_factory, data, cuts):
     store, at = BlobStore(tmp_path_factory.mktemp("cuts")), 0

@@ -97,6 +97,7 @@ async def test_p2pd_killed_is_healed(tmp_path):
         end.swarm.add_handler(ECHO, echo)
     async with a, b:
         await b.swarm.dial(a.address)
+        await a.swarm.dial(b.address)  # whoever comes back dials
         for turn in range(2):
             address, pid = a.address, a.pid
             began = time.monotonic()

@@ -48,7 +48,7 @@ async def test_announced_entry_arrives_with_its_blob(tmp_path):
         for n in range(3):
             a.append(n=n, blob=name)
             await a.sync.announce()
-            await until(lambda n=n: b.size(one) == n + 1)
+            await until(lambda n=n: len(b.seen) == n + 1)
         assert [(who, record.body.value()["n"]) for who, record in b.seen] == [(one.member, n) for n in range(3)]
         path = await b.sync.want_blob(name, len(BLOB), prefer=[one.member])
         assert path.read_bytes() == BLOB
@@ -99,6 +99,21 @@ async def test_feed_and_blob_come_from_another_member_when_their_author_is_gone(
             await until(lambda: b.size(one) == 1)
             await b.sync.want_blob(name, len(BLOB), prefer=[one.member])
             assert b.blobs.read(name, len(BLOB)) == BLOB
+
+
+@live
+async def test_members_that_only_a_third_one_introduced_keep_in_step_without_it(tmp_path):
+    one, two, three = members = homes(tmp_path)
+    bound = {home.peer: home.member for home in members}  # as `peer.bound` events say it
+    async with contextlib.AsyncExitStack() as first:
+        a = await first.enter_async_context(Node(one, members))
+        rules = {"known": [a.address], "peers": lambda: bound}
+        async with Node(two, members, **rules) as b, Node(three, members, **rules) as c:
+            await until(lambda: c.swarm.peer in b.swarm.peers())
+            await first.aclose()
+            b.append(n=0)
+            await b.sync.announce()
+            await until(lambda: c.size(two) == 1)
 
 
 @live

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
@@ -61,12 +61,14 @@ _JSON = st.recursive(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(_JSON)
 def test_garbage_is_refused(value):
     with pytest.raises(Refused):
         binding.verify(value)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.sampled_from(sorted(MADE)), _JSON)
 def test_a_changed_field_is_refused(field, value):
     if value != MADE[field]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
@@ -35,6 +35,7 @@ def test_request_parses_back(request_):
     assert wire.parse_request(request_.to_bytes()) == request_
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=300), st.lists(records, max_size=20))
 def test_page_parses_back(note, some):
     page = wire.page_of(note, some)
@@ -42,6 +43,7 @@ def test_page_parses_back(note, some):
     assert wire.parse_page(page.to_bytes()) == page
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=20))
 def test_heads_parse_back(notes):
     heads = wire.HeadsAnswer(binding=BOUND, notes=tuple(notes))
@@ -60,6 +62,7 @@ def test_garbage_raises_nothing_but_refused(data):
             parse(data)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_changed_byte_never_escapes_the_refusal(data):
     page = wire.page_of(b"note", [wire.WireRecord(line=b"line", salt=b"s" * 16, data=b"{}")]).to_bytes()

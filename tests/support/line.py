@@ -28,7 +28,7 @@ from node.home import Home, model_cache
 from protocol.errors import FishernetError
 
 QUIET = {"train.steps": 4, "train.length": 48, "train.fisher_sequences": 4, "train.held_out_rows": 12}
-CHARTER = {"name": "line", "held_out_min": 8, "wait_for": 3, "patience_ms": 5000, "timeout_ms": 5000}
+CHARTER = {"name": "line", "held_out_min": 8, "wait_for": 3, "patience_ms": 3000, "timeout_ms": 4000}
 _SHARED = "In a village of La Mancha, the name of which I have no desire to call to mind, there lived not long since"
 
 
@@ -284,7 +284,7 @@ class Line:
             if not node.running:
                 node.start()
         for node in chosen:
-            until(node.ready, 60, what=f"{node.name} is ready")
+            until(node.ready, 90, what=f"{node.name} is ready")
         return self
 
     def stop(self) -> None:
@@ -331,7 +331,7 @@ class Line:
             assert len({tuple(f[:count]) for f in found}) == 1, f"releases differ: {found}"
             return found[0][count - 1]
 
-        return str(until(same, 60, what=f"release {count} at {', '.join(n.name for n in chosen)}\n" + self.tails()))
+        return str(until(same, 100, what=f"release {count} at {', '.join(n.name for n in chosen)}\n" + self.tails()))
 
     def settle(self) -> None:
         """Wait until nothing is pending and every running node holds the same entries of all feeds."""

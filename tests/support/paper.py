@@ -13,6 +13,7 @@ from ledger.collective import Collective
 from ledger.cuts import Amendment, Cut, RegisterDigest
 from ledger.entry import Record, Seen, make
 from ledger.votes import Accept, Commit, Enter, Judge, Judgement, Moment, Object, Propose
+from protocol.canon import Json
 from protocol.ids import ZERO, CollectiveId, Digest, MemberId, digest
 from protocol.keys import SigningKey, member_id
 
@@ -64,9 +65,15 @@ class PaperMember:
         return member_id(key(self.name))
 
     def say(self, event: events.Event, now: int = 0) -> Record:
+        return self.write(event.TYPE, event.to_json(), now)
+
+    def write(self, kind: str, body: Json, now: int = 0) -> Record:
+        """Append an entry of any type and body to the own feed."""
         prev = self.feed[-1].entry.leaf if self.feed else ZERO
         seen = [
-            Seen(member=m, seq=n - 1, leaf=self.fold.leaves[m][n - 1]) for m, n in self.fold.sizes.items() if m != self.id
+            Seen(member=m, seq=n - 1, leaf=self.fold.leaves[m][n - 1])
+            for m, n in self.fold.sizes.items()
+            if m != self.id
         ]
         record = make(
             key(self.name),
@@ -74,17 +81,17 @@ class PaperMember:
             seq=len(self.feed),
             prev=prev,
             ts=now,
-            type=event.TYPE,
+            type=kind,
             seen=seen,
-            body=event.to_json(),
+            body=body,
             salt=hashlib.sha256(f"{self.name}{len(self.feed)}".encode()).digest()[:16],
         )
         self.feed.append(record)
         self.fold.apply(record)
         return record
 
-    def publish(self, now: int = 0) -> Record:
-        number = len(self.fold.contributions.get(self.id, [])) + 1
+    def publish(self, now: int = 0, number: int | None = None) -> Record:
+        number = number or len(self.fold.contributions.get(self.id, [])) + 1
         blob = digest(f"{self.name}/{number}".encode())
         return self.say(events.Published(epoch=self.fold.charter.epoch_id, number=number, blob=blob, size=100), now)
 
@@ -129,9 +136,7 @@ class PaperMember:
             case Accept():
                 self.say(events.Accepted(height=height, attempt=act.attempt, digest=act.digest), now)
             case Object():
-                self.say(
-                    events.Objected(height=height, attempt=act.attempt, digest=act.digest, reason=act.reason), now
-                )
+                self.say(events.Objected(height=height, attempt=act.attempt, digest=act.digest, reason=act.reason), now)
             case Commit():
                 self.say(events.Committed(height=height, attempt=act.attempt, digest=act.digest), now)
             case Enter():
@@ -192,6 +197,38 @@ class Paper:
             for source in self.members.values():
                 to.fold.apply_all(source.feed)
                 to.entered = to.entered or self.now
+
+    def guest(self, name: str) -> PaperMember:
+        """Somebody who knows everything and has no seat."""
+        self.members[name] = PaperMember(name, next(iter(self.members.values())).collective)
+        self.deliver_all()
+        return self.members[name]
+
+    def release(self) -> Cut:
+        """Everybody alive publishes, and one more height is decided."""
+        for member in self.alive():
+            if member.fold.charter.member(member.id) in member.fold.charter.contributors:
+                member.publish(self.now)
+        return self.decide()
+
+    def decide(self) -> Cut:
+        """Everything is delivered and one more height is decided; returns the latest cut."""
+        self.deliver_all()
+        self.run(max(len(m.fold.decisions) for m in self.alive()) + 1)
+        self.deliver_all()
+        cut = self.alive()[0].fold.cut
+        assert cut is not None
+        return cut
+
+    def amend(self, change: dict[str, Json]) -> None:
+        """All voters ask for a change, and it is decided."""
+        first, *others = [m for m in self.alive() if m.id in {v.id for v in m.fold.charter.voters}]
+        asked = first.say(events.AmendmentProposed(change=change), self.now)
+        for other in others:
+            other.say(events.AmendmentApproved(proposal=asked.entry.event), self.now)
+        self.deliver_all()
+        self.run(len(first.fold.decisions) + 1)
+        self.deliver_all()
 
     def run(self, until: int, ms: int = 300_000) -> None:
         """Let time pass until every living member has decided `until` heights (or `ms` have passed)."""
