@@ -49,7 +49,7 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
 
     torch.set_num_threads(arguments.threads)
     settings = SHAPES[arguments.model]
-    model = models.add(arguments.model, cache(), on_progress=lambda stage, _: print(f"{stage} ...", flush=True))
+    model = models.add(arguments.model, cache())
     one = learner.load(model.path, SPEC)
     rng = np.random.default_rng(0)
     sequences = [

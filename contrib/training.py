@@ -36,7 +36,7 @@ class Settings:
     batch: int = 4  # sequences in a step
     length: int = 64  # most tokens in a sequence
     lr: float = 4e-3
-    warmup: int = 5  # steps of linear warmup, constant afterwards
+    warmup: int = 5  # steps of linear warmup, at most half of all; constant afterwards
     clip: float = 1.0  # norm of the gradient
     seed: int = 0
     fisher_sequences: int = 16
@@ -89,8 +89,9 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
     losses: list[float] = []
     tokens = 0
+    warmup = max(1, min(settings.warmup, settings.steps // 2))
     for step, group in enumerate(_batches(sequences, settings), 1):
-        rate = settings.lr * min(1.0, step / max(1, settings.warmup))
+        rate = settings.lr * min(1.0, step / warmup)
         for entry in optimizer.param_groups:
             entry["lr"] = rate
         nats, counted = token_losses(learner, group)

@@ -114,7 +114,7 @@ class Judge:
         bad = worse is not None and worse > charter.gate.tolerance_centinats
         if bad and mine is not None:
             objections = await self._blame(cut, mine)
-        tell = mine is not None and mine.rows >= charter.gate.held_out_min
+        tell = self._held_out() >= charter.gate.held_out_min
         verdict = Verdict(
             height=cut.place.height,
             candidate=proposal.digest,
@@ -127,6 +127,11 @@ class Judge:
             judgement=Judgement(sound=True, accept=not bad, reason=rules.WORSE if bad else ""),
             verdict=verdict if self._scales.active else None,
         )
+
+    def _held_out(self) -> int:
+        """How many held-out rows we have committed to: with few of them a loss would say too much about each."""
+        committed = self._seat.fold.data.get(self._seat.me, {})
+        return sum(committed[d].held_out_rows for d in self._scales.datasets if d in committed)
 
     async def _blame(self, cut: Cut, candidate: Loss) -> tuple[Objection, ...]:
         """Leave each member's new contributions out in turn; name those without which our loss falls most."""
@@ -161,7 +166,7 @@ def eligible(seat: Seat, replay: Replay) -> list[Contribution]:
 
 
 def sizes(seat: Seat, replay: Replay) -> dict[MemberId, int]:
-    """How far each feed can be covered by a cut of ours: up to the first contribution whose blob is not here.
+    """How far each feed can be covered by a cut of ours: up to the first contribution contested or not here.
 
     Nor does it go beyond a member's share of the exclusions a cut can list, or one member could fill them all. It never
     stays behind the decision before, whatever is missing.
@@ -171,6 +176,7 @@ def sizes(seat: Seat, replay: Replay) -> dict[MemberId, int]:
     before = fold.decisions[-1].value.place if fold.decisions else None
     share = max(1, MAX_LIST // 2 // max(1, len(fold.charter.contributors)))
     previous = fold.current_cut()
+    contested = rules.contested(fold) - {x.event for x in rules.refused(fold, found)}
     rejected = Counter(fold.sources[x.event].member for x in (previous.excluded if previous else ()))
     for contribution in fold.pending():
         member, seq = contribution.member, contribution.source.seq
@@ -178,7 +184,8 @@ def sizes(seat: Seat, replay: Replay) -> dict[MemberId, int]:
             continue
         answer = replay.examine(contribution)
         full = isinstance(answer, Reject) and rejected[member] >= share
-        if (answer is None or full) and not (before and seq < before.size_of(member)):
+        left_out = answer is None or full or contribution.event in contested
+        if left_out and not (before and seq < before.size_of(member)):
             found[member] = seq
         rejected[member] += isinstance(answer, Reject)
     return found

@@ -62,6 +62,11 @@ class Scales:
         self._known = {}  # a measurement that is on its way belongs to what was before
 
     @property
+    def datasets(self) -> tuple[str, ...]:
+        """Whose held-out parts are measured on."""
+        return self._datasets
+
+    @property
     def active(self) -> bool:
         """Whether there are held-out rows to measure on."""
         return bool(self._datasets)

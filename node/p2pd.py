@@ -231,6 +231,8 @@ def _entry(record: DHTRecord) -> rendezvous.Entry:
 
 async def _end(process: _Process) -> None:
     """SIGKILL: p2pd keeps no state, and a frozen one ignores SIGTERM."""
+    for _ in range(4):
+        await asyncio.sleep(0)  # a listening task that is cancelled in its first steps would leak its socket
     control = getattr(process._client, "control", None)
     tasks = [process._reader_task, process._listen_task]
     tasks += [getattr(control, "_read_task", None), getattr(control, "_write_task", None)]

@@ -60,6 +60,13 @@ def test_training_starts_from_the_view(tiny, sequences):
     assert still.losses[0] < run.losses[0]
 
 
+def test_warmup_takes_at_most_half_of_a_short_run(tiny, sequences):
+    long, short = (
+        training.train(tiny, sequences, None, Settings(steps=4, length=32, warmup=warmup)) for warmup in (1000, 2)
+    )
+    assert long.theta.tobytes() == short.theta.tobytes()
+
+
 def test_every_step_is_told_with_its_loss(tiny, sequences):
     seen = []
     run = training.train(tiny, sequences, None, QUICK, on_step=lambda step, loss: seen.append((step, loss)))

@@ -80,6 +80,7 @@ def history() -> tuple[Paper, list[list[Record]]]:
     bob.say(events.Committed(height=height, attempt=attempt, digest=digest(b"two")))
     paper.amend({"op": "set", "field": "recipe", "value": "sqrt-mean/1"})
     paper.amend({"op": "remove", "id": cyd.id})
+    cyd.publish()  # without a seat
     paper.release()
     paper.deliver_all()
     return paper, [m.feed for m in paper.members.values()]

@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paper import Paper, charter_of, key
 
-from ledger import events, votes
+from ledger import events, rules, votes
 from ledger.cuts import Amendment, Cut
+from protocol.ids import EventId
 from protocol.keys import member_id
 
 NAMES = ["ada", "bob", "cyd"]
@@ -126,3 +127,36 @@ def test_proposers_take_turns() -> None:
 def test_quorums_follow_the_charter(count: int) -> None:
     charter = charter_of([f"m{i}" for i in range(count)])
     assert (charter.faults, charter.quorum) == {3: (0, 2), 4: (1, 3), 7: (2, 5), 10: (3, 7)}[count]
+
+
+def blame(paper: Paper, name: str, event: str) -> None:
+    """A verdict against one contribution, then the first vote against the candidate."""
+    member = paper.members[name]
+    tally = member.fold.tally
+    candidate = next(iter(tally.values))
+    member.say(
+        events.Verdict(
+            height=1,
+            candidate=candidate,
+            rows=10,
+            versus_base=5,
+            versus_parent=5,
+            objections=(events.Objection(event=EventId(event), reason=rules.WORSE),),
+        )
+    )
+    member.say(events.Objected(height=1, attempt=0, digest=candidate, reason=rules.WORSE))
+
+
+def test_members_who_blame_different_contributions_do_not_block_the_one_that_nobody_blames() -> None:
+    paper = Paper.found(NAMES)
+    published = {m.name: m.publish().entry.event for m in paper.members.values()}
+    paper.deliver_all()
+    leader = next(m for m in paper.members.values() if m.step(0))
+    paper.deliver_all()
+    others = [n for n in NAMES if n != leader.name]
+    blame(paper, others[0], published[others[1]])
+    paper.deliver_all()
+    assert rules.contested(leader.fold) == set(), "one objector alone must not hold anything up"
+    blame(paper, others[1], published[others[0]])
+    paper.deliver_all()
+    assert rules.contested(leader.fold) == {published[n] for n in others}

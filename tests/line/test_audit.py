@@ -93,7 +93,7 @@ def test_a_changed_byte_of_a_blob_is_named_with_its_entry_and_left_as_it_is(copy
     blob.write_bytes(data)
     code, found, _ = audit(copy)
     assert (code, found["verdict"]) == (1, "findings")
-    assert (member, seq, "blob-corrupt") in {(f["member"], f["seq"], f["code"]) for f in found["findings"]}
+    assert (member, seq, "blob-damaged") in {(f["member"], f["seq"], f["code"]) for f in found["findings"]}
     assert blob.read_bytes() == data
 
 

@@ -37,6 +37,10 @@ def published(node):
     return [body for type_, body in node.own() if type_ == "contribution.published"]
 
 
+def blobs_of(node):
+    return {file.name for file in node.home.blobs.iterdir() if len(file.name) == 64}
+
+
 @contextlib.contextmanager
 def background(job):
     """Run a call that is expected to fail beside the test; yields the errors that it ended with."""
@@ -125,14 +129,14 @@ def test_a_worker_killed_while_training_costs_that_run_and_nothing_else(line):
 def test_a_daemon_killed_in_the_middle_of_a_publish_publishes_that_run_once_after_restart(line):
     line.settle()
     node = line["cinema"]
-    before, blobs = published(node), set(node.home.blobs.iterdir())
+    before, blobs = published(node), blobs_of(node)
     with background(lambda: node.call("train.now", 90)) as errors:
         until(lambda: node.status()["training"]["state"] == "training", step_s=0.02, what="it trains")
         with writing_blocked(node):
-            until(lambda: set(node.home.blobs.iterdir()) - blobs, step_s=0.02, what="the blob is made")
+            until(lambda: blobs_of(node) - blobs, step_s=0.02, what="the blob is made")
             node.kill()
     assert errors
-    [blob] = [b.name for b in set(node.home.blobs.iterdir()) - blobs if len(b.name) == 64]
+    [blob] = blobs_of(node) - blobs
     assert published(node) == before
     line.start()
     until(lambda: len(published(node)) > len(before), what="what was ready is published")

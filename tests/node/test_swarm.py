@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -135,14 +136,18 @@ async def test_no_process_is_left(tmp_path):
     assert time.monotonic() - began < 3
     assert not alive(pid)
     assert not run_dir.exists()
-    for delay in (0.01, 0.05, 0.15, 0.3):  # stopped while it starts
+    for delay in (0.01, 0.05, 0.15, 0.3, None):  # stopped while it starts
         b = swarm_of(home)
+        b.swarm.add_handler(ECHO, echo)
         task = asyncio.create_task(b.swarm.run())
-        await asyncio.sleep(delay)
+        if delay is None:
+            await until(lambda b=b: any(b.run_dir.glob("p2pclient-*.sock")), step_s=0.0)
+        else:
+            await asyncio.sleep(delay)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        b.run_dir.rmdir() if not any(b.run_dir.iterdir()) else None
+        shutil.rmtree(b.run_dir)
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     assert not [pid for pid in children if b"p2pd" in Path(f"/proc/{pid}/cmdline").read_bytes() and alive(int(pid))]
 
@@ -155,18 +160,20 @@ from pathlib import Path
 from peers import Home, swarm_of
 async def main():
     async with swarm_of(Home(Path({str(tmp_path)!r}), "a")) as a:
-        print(a.pid, flush=True)
+        print(a.pid, a.run_dir, flush=True)
         await asyncio.sleep(60)
 asyncio.run(main())
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
-        pid = int(child.stdout.readline())
+        number, run_dir = child.stdout.readline().decode().split()
+        pid = int(number)
         assert alive(pid)
         child.kill()
     deadline = time.monotonic() + 5
     while alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    shutil.rmtree(run_dir)
 
 
 @live

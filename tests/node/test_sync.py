@@ -373,6 +373,7 @@ async def test_node_set_back_to_a_backup_gets_its_own_entries_before_it_appends(
         a = Node(one, [one, two], known=[b.address])
         a.append(n=0)
         a.store.close()
+        a.run_dir.rmdir()
         shutil.copy(one.folder / "ledger.db", tmp_path / "backup.db")
         async with Node(one, [one, two], known=[b.address]) as a:
             a.append(n=1)

@@ -91,7 +91,9 @@ class Node:
         tie = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         command = [*tie, sys.executable, "-m", *self.module, "--home", str(self.home.path), *options]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment())
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment()
+            )
         return self
 
     @property

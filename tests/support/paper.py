@@ -150,11 +150,12 @@ class PaperMember:
     def draft(self) -> Cut | Amendment:
         fold = self.fold
         ripe = fold.ripe_amendments()
-        place = rules.place(fold, fold.sizes)
+        sizes = {m: n for m, n in fold.sizes.items() if m in fold.ever_members()}
+        place = rules.place(fold, sizes)
         if ripe:
             return Amendment(place=place, proposal=ripe[0].source.event, change=ripe[0].change)
         previous = fold.current_cut()
-        excluded = (*(previous.excluded if previous else ()), *rules.refused(fold, fold.sizes))
+        excluded = (*(previous.excluded if previous else ()), *rules.refused(fold, sizes))
         cut = Cut(
             place=place,
             number=len(fold.releases) + 1,
