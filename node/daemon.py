@@ -106,7 +106,12 @@ class Daemon:
             network=self.swarm,
             collective=seat.collective,
             binding=session.identity.binding,
-            rules=SyncRules(allowed=seat.may_read, on_records=seat.receive, wants=self._wants),
+            rules=SyncRules(
+                allowed=seat.may_read,
+                on_records=seat.receive,
+                wants=self._wants,
+                peers=lambda: seat.fold.peers,
+            ),
         )
         self.joining = Joining(session, self.sync, self._next_change, accept_fork_risk=accept_fork_risk)
         self.holdings = Holdings(seat, self.blobs, self.sync, self._blob_arrived)

@@ -112,8 +112,8 @@ class Judge:
         worse = difference(mine, than)
         objections: tuple[Objection, ...] = ()
         bad = worse is not None and worse > charter.gate.tolerance_centinats
-        if bad and mine is not None:
-            objections = await self._blame(cut, mine)
+        if bad and mine is not None and than is not None:
+            objections = await self._blame(cut, mine, than)
         tell = self._held_out() >= charter.gate.held_out_min
         verdict = Verdict(
             height=cut.place.height,
@@ -133,25 +133,37 @@ class Judge:
         committed = self._seat.fold.data.get(self._seat.me, {})
         return sum(committed[d].held_out_rows for d in self._scales.datasets if d in committed)
 
-    async def _blame(self, cut: Cut, candidate: Loss) -> tuple[Objection, ...]:
-        """Leave each member's new contributions out in turn; name those without which our loss falls most."""
-        fold, charter = self._seat.fold, self._seat.fold.charter
+    async def _blame(self, cut: Cut, candidate: Loss, before: Loss) -> tuple[Objection, ...]:
+        """Name the new contributions of whoever makes the candidate worse than `before`, worst first.
+
+        Each member's are left out in turn: the one without whom our loss falls most is named. When leaving one out
+        never helps (two send the same, and a mean hides either), each is tried alone, and all that hurt alone are named.
+        """
+        fold, tolerance = self._seat.fold, self._seat.fold.charter.gate.tolerance_centinats
         covered, pending = [c for taken in fold.in_cut(cut).values() for c in taken], fold.pending()
         fresh: dict[MemberId, list[Contribution]] = {}
         for contribution in covered:
             if contribution in pending:
                 fresh.setdefault(contribution.member, []).append(contribution)
+        suspects = [m for m in sorted(fresh) if m != self._seat.me][:MAX_PROBES]
         gains: list[tuple[float, MemberId]] = []
-        for member in [m for m in sorted(fresh) if m != self._seat.me][:MAX_PROBES]:
-            without = {c.event for c in fresh[member]}
-            model = await asyncio.to_thread(self._replay.merge, charter, [c for c in covered if c.event not in without])
-            if isinstance(model, Missing):
-                continue
-            loss = (await self._scales.losses({"without": model}, diverging=True)).get("without")
+        for member in suspects:
+            loss = await self._probe([c for c in covered if c not in fresh[member]])
             if loss is not None and loss.nats < candidate.nats:
                 gains.append((candidate.nats - loss.nats, member))
-        blamed = [member for _, member in sorted(gains, reverse=True)[:1]]
-        return tuple(Objection(event=c.event, reason=rules.WORSE) for m in blamed for c in fresh[m])
+        gains = sorted(gains, reverse=True)[:1]
+        for member in suspects if not gains else ():
+            loss = await self._probe([c for c in covered if c not in pending or c in fresh[member]])
+            if (difference(loss, before) or 0) > tolerance and loss is not None:
+                gains.append((loss.nats, member))
+        blamed = [member for _, member in sorted(gains, reverse=True)]
+        return tuple(Objection(event=c.event, reason="worse") for m in blamed for c in fresh[m])
+
+    async def _probe(self, contributions: list[Contribution]) -> Loss | None:
+        model = await asyncio.to_thread(self._replay.merge, self._seat.fold.charter, contributions)
+        if isinstance(model, Missing):
+            return None
+        return (await self._scales.losses({"probe": model}, diverging=True)).get("probe")
 
 
 def _unsound(reason: str) -> Finding:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,27 +82,21 @@ def with_ports(text: str, ports: dict[str, str]) -> str:
     return text
 
 
-def run(script: str, folder: Path, environment: dict[str, str], seconds: float) -> str:
-    """Run the script in one shell; whatever it started and left is ended, and what it said is returned."""
-    shell = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", script],
+def run(script: str, folder: Path, environment: dict[str, str], seconds: int) -> str:
+    """Run the script in one shell and return what it said; the shell and what it started end in time, whatever happens."""
+    command = ["timeout", "--kill-after=20", str(seconds), "bash", "-euo", "pipefail", "-c", script]
+    done = subprocess.run(
+        command,
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
+        check=False,
     )
-    try:
-        said, _ = shell.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(shell.pid, signal.SIGTERM)
-        time.sleep(6)
-        said, _ = shell.communicate(timeout=20)
-        pytest.fail(f"no end after {seconds} s; it said:\n{said}")
-    assert shell.returncode == 0, said
-    return said
+    assert done.returncode == 0, f"it ended with {done.returncode} (124: no end after {seconds} s)\n{done.stdout}"
+    return done.stdout
 
 
 @pytest.mark.timeout(300)

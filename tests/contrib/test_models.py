@@ -275,7 +275,12 @@ def only_look_in(monkeypatch, shelf):
 def test_processes_that_add_at_once_make_one_model(tmp_path):
     code = f"from pathlib import Path; from contrib import models; models.add('tiny', Path({str(tmp_path)!r}))"
     running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
-    assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
+    try:
+        assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
     models.verify(models.find("tiny", tmp_path))
 
 
@@ -336,7 +341,7 @@ def add_from(server, source, cache):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(cache / "hf")}
     done = subprocess.run(
-        [sys.executable, "-c", code, source, str(cache)], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, source, str(cache)], env=environment, capture_output=True, text=True, timeout=150
     )
     return done.stdout.strip(), done.stderr
 

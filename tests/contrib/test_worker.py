@@ -46,15 +46,31 @@ class Child:
         self.process.stdin.close()
         rest = self.process.stdout.read()
         self.process.stdout.close()
-        return self.process.wait(timeout=30), rest
+        return self.process.wait(timeout=120), rest
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
 def child():
     started = Child()
-    assert started.ask(**LOAD)[-1]["event"] == "done"
+    try:
+        assert started.ask(**LOAD)[-1]["event"] == "done"
+        yield started
+        assert started.end() == (0, "")
+    finally:
+        started.kill()
+
+
+@pytest.fixture
+def fresh():
+    started = Child()
     yield started
-    assert started.end() == (0, "")
+    started.kill()
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +161,7 @@ def test_bad_job_is_an_error_event_and_costs_nothing_else(child, rows, name):
     assert good[-1]["event"] == "done"
 
 
-def test_job_before_load_and_bad_model_are_errors(rows, tmp_path):
-    fresh = Child()
+def test_job_before_load_and_bad_model_are_errors(fresh, rows, tmp_path):
     first = fresh.ask(job="evaluate", rows=rows, datasets=["fevers"], views={"base": None})
     assert first[-1]["code"] == "bad-job"
     assert fresh.ask(**{**LOAD, "model": str(tmp_path)})[-1]["code"] == "wrong-model"
@@ -154,18 +169,15 @@ def test_job_before_load_and_bad_model_are_errors(rows, tmp_path):
     assert fresh.end() == (0, "")
 
 
-def test_killed_worker_leaves_no_half_result(rows, tmp_path):
-    doomed = Child()
-    doomed.ask(**LOAD)
+def test_killed_worker_leaves_no_half_result(fresh, rows, tmp_path):
+    fresh.ask(**LOAD)
     out = tmp_path / "run"
     settings = {**SETTINGS, "steps": 100_000}
     job = {"id": 1, "job": "train", "rows": rows, "datasets": ["fevers"], "settings": settings, "out": str(out)}
-    doomed.send(json.dumps(job))
-    assert doomed.read()["event"] == "step"
-    doomed.process.send_signal(signal.SIGTERM)  # no handler: the default ends it at once
-    assert doomed.process.wait(timeout=10) == -signal.SIGTERM
-    doomed.process.stdin.close()
-    doomed.process.stdout.close()
+    fresh.send(json.dumps(job))
+    assert fresh.read()["event"] == "step"
+    fresh.process.send_signal(signal.SIGTERM)  # no handler: the default ends it at once
+    assert fresh.process.wait(timeout=60) == -signal.SIGTERM
     assert not out.exists()
 
 
@@ -175,7 +187,7 @@ def test_what_libraries_print_does_not_reach_the_events():
         "worker.Worker.serve = lambda self, lines: (print('noise'), os.write(1, b'more'), self.answer('{}'))\n"
         "worker.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, input="", timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, input="", timeout=150)
     assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["error"]
     assert "noise" in done.stderr
     assert "more" in done.stderr
