@@ -148,7 +148,7 @@ class Collective:
         steps = [step for step in steps if step[0].height < where.height]
         steps.append((where, self.charter_at(min(where.height, len(self._charters)))))
         found: dict[MemberId, list[Contribution]] = {}
-        for member, published in self.contributions.items():
+        for member, published in sorted(self.contributions.items()):
             reach = [(place.size_of(member), _contributes(charter, member)) for place, charter in steps]
             taken = [c for c in published if c.epoch == epoch and _first_reach(c.source.seq, reach)]
             if taken:

@@ -9,22 +9,19 @@ Knows nothing of peers or of what a blob means. Invariant: no bytes get the name
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from node.errors import BlobCorrupt, BlobMissing, BlobTooLarge, DiskFull
+from node.files import room
 from protocol.ids import Digest, as_hex, digest
 
 READ = 256 * 1024
 MAX_PARTS = 32  # half-fetched files kept for resuming
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class BlobStore:
@@ -70,7 +67,7 @@ class BlobStore:
         if self.has(name):
             return name
         temporary = self._folder / f".{name}.{secrets.token_hex(4)}.tmp"
-        with _room(f"store blob {name[:12]}"):
+        with room(f"store blob {name[:12]}"):
             try:
                 with temporary.open("wb") as file:
                     file.write(data)
@@ -128,7 +125,7 @@ class BlobStore:
             DiskFull, Malformed.
         """
         self._prune(keep=self._part(name))
-        with _room(f"fetch blob {name[:12]}"):
+        with room(f"fetch blob {name[:12]}"):
             return Partial(self, name, size)
 
     def _part(self, name: Digest) -> Path:
@@ -190,7 +187,7 @@ class Partial:
         if len(data) > self.left:
             raise BlobTooLarge(f"couldn't fetch blob {self._name[:12]}: more than its {self._size} bytes came")
         try:
-            with _room(f"fetch blob {self._name[:12]}"):
+            with room(f"fetch blob {self._name[:12]}"):
                 self._file.write(data)
                 self._file.flush()
         except DiskFull:
@@ -213,7 +210,7 @@ class Partial:
             self.restart()
             self._path.unlink(missing_ok=True)
             raise BlobCorrupt(f"couldn't take blob {self._name[:12]}: the bytes have another digest")
-        with _room(f"store blob {self._name[:12]}"):
+        with room(f"store blob {self._name[:12]}"):
             self._store._publish(self._path, self._name)
         return self._store.path(self._name)
 
@@ -225,16 +222,6 @@ class Partial:
     ) -> None:
         with contextlib.suppress(OSError):
             self._file.close()
-
-
-@contextlib.contextmanager
-def _room(verb: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in _FULL:
-            raise
-        raise DiskFull(f"couldn't {verb}: {e.strerror}", hint="free some space; nothing was lost") from None
 
 
 def _changed(path: Path) -> float:

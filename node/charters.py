@@ -69,7 +69,7 @@ def draft(args: Mapping[str, Json], model: Model, founder: Member) -> Charter:
 
 
 def changes(charter: Charter, args: Mapping[str, Json]) -> list[dict[str, Json]]:
-    """The changes that `collective amend` asks for, one for each rule or seat.
+    """The changes that `collective amend` asks for, one for each rule or seat; together they lead to a valid charter.
 
     Raises:
         NotAllowed: a key that the charter does not have, or a value that no node could follow.
@@ -95,11 +95,11 @@ def changes(charter: Charter, args: Mapping[str, Json]) -> list[dict[str, Json]]
     seats = wanted.pop("members", None)
     _possible(charter, wanted)
     found: list[dict[str, Json]] = [{"op": "set", "field": f, "value": v} for f, v in wanted.items() if v != now[f]]
+    found += _reseated(charter, seats) if seats is not None else []
     removed = args.get("remove")
     found += [{"op": "remove", "id": str(m)} for m in (removed if isinstance(removed, list) else [])]
-    found += _reseated(charter, seats) if seats is not None else []
     for change in found:
-        charters.amended(charter, change)
+        charter = charters.amended(charter, change)
     return found
 
 
@@ -113,7 +113,7 @@ def _different(now: Mapping[str, Json], whole: Json) -> dict[str, Json]:
 
 def _possible(charter: Charter, wanted: Mapping[str, Json]) -> None:
     recipe = wanted.get("recipe", charter.recipe)
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         raise NotAllowed(f"couldn't amend charter: recipe {recipe!r} is none of {', '.join(RECIPES)}")
     shape = wanted.get("adapter")
     old = charter.to_json()["adapter"]
@@ -132,13 +132,13 @@ def _reseated(charter: Charter, seats: Json) -> list[dict[str, Json]]:
         raise NotAllowed("couldn't amend charter: members is a list of seats")
     wanted = {str(s.get("id")): dict(s) for s in seats if isinstance(s, dict)}
     old = {m.id: {"id": m.id, "name": m.name, "role": m.role, "weight": m.weight} for m in charter.members}
-    found: list[dict[str, Json]] = [{"op": "remove", "id": m} for m in old if m not in wanted]
+    found: list[dict[str, Json]] = []
     for member, seat_ in wanted.items():
         if member not in old:
             found.append({"op": "add", "member": seat_})
         elif seat_ != old[MemberId(member)]:
             found.append({"op": "role", "member": seat_})
-    return found
+    return found + [{"op": "remove", "id": m} for m in old if m not in wanted]
 
 
 def seat(args: Mapping[str, Json]) -> dict[str, Json]:

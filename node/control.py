@@ -178,7 +178,8 @@ class Events:
         try:
             while not self._closed:
                 try:
-                    event = await asyncio.wait_for(queue.get(), heartbeat)
+                    async with asyncio.timeout(heartbeat):
+                        event = await queue.get()
                 except TimeoutError:
                     yield None
                     continue

@@ -64,8 +64,9 @@ class Council:
                 await asyncio.sleep(1.0)
             if not acted:
                 self._wake.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _TICK_S)
+                with contextlib.suppress(TimeoutError):  # asyncio.wait_for may swallow a cancel before Python 3.12
+                    async with asyncio.timeout(_TICK_S):
+                        await self._wake.wait()
 
     def poke(self) -> None:
         """Look again: something outside the feeds has changed (a blob came)."""

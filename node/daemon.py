@@ -38,14 +38,17 @@ from node.swarm import Swarm, SwarmConfig
 from node.sync import Sync, SyncRules
 from node.trainer import WorkerTrainer
 from protocol.canon import Json
-from protocol.errors import Fatal, FishernetError
+from protocol.errors import Fatal, FishernetError, Retry
 from protocol.ids import ZERO, MemberId
 
 log = logging.getLogger("fishernet.daemon")
 _TICK_S: Final = 0.5
 _BURST_S: Final = 0.02
 _STOP_S: Final = 4.0
+_INSIST_S: Final = (1.5, 3.0)
+_PARTS: Final = frozenset({"swarm", "sync", "control", "join", "watch", "api", "council", "train"})
 _RETRY_RUN_S: Final = 15.0
+_RETRY_SERVE_S: Final = 2.0
 
 
 class Stop(Exception):
@@ -134,16 +137,15 @@ class Daemon:
         try:
             async with asyncio.TaskGroup() as jobs:
                 self._jobs = self.holdings.jobs = jobs
-                for job in (
-                    self.swarm.run(),
-                    self.sync.run(),
-                    control.serve(self.session.home, self._dispatch, self.events),
-                    self._join(jobs),
-                    self._watch(),
-                ):
-                    jobs.create_task(job)
+                jobs.create_task(self.swarm.run(), name="swarm")
+                jobs.create_task(self.sync.run(), name="sync")
+                jobs.create_task(control.serve(self.session.home, self._dispatch, self.events), name="control")
+                jobs.create_task(self._join(jobs), name="join")
+                jobs.create_task(self._watch(), name="watch")
                 await self._stop.wait()
                 log.info("event=stopping")
+                for after in _INSIST_S:
+                    loop.call_later(after, self._insist)
                 raise Stop
         except* Stop:
             log.info("event=stopped")
@@ -159,6 +161,14 @@ class Daemon:
         """Ask the daemon to end."""
         self._stop.set()
 
+    @staticmethod
+    def _insist() -> None:
+        """Cancel again what is still there: a library may have swallowed the first time."""
+        for task in asyncio.all_tasks():
+            if task.get_name() in _PARTS:
+                log.warning("event=cancelled-again task=%s", task.get_name())
+                task.cancel()
+
     async def _join(self, jobs: asyncio.TaskGroup) -> None:
         """Become a working member; then vote and train until the end."""
         await self.joining.charter()
@@ -169,15 +179,15 @@ class Daemon:
         threads = self.config.train.threads
         self.serving = Serving(model=model.path, base=charter.base.digest, adapter=adapter, threads=threads)
         self.shelf = Shelf(self.seat, self.replay, self.serving, self.holdings)
-        jobs.create_task(self._serve(self.serving))
+        jobs.create_task(self._serve(self.serving), name="api")
         await self.joining.seat()
         await self.joining.own_head()
         self.joining.introduce()
         self.use_data()
         self._settled.set()
         log.info("event=ready member=%s height=%s", self.seat.me[:12], self.seat.fold.height)
-        jobs.create_task(self.council.run())
-        jobs.create_task(self._train())
+        jobs.create_task(self.council.run(), name="council")
+        jobs.create_task(self._train(), name="train")
 
     async def _serve(self, serving: Serving) -> None:
         serve = self.config.serve
@@ -218,13 +228,19 @@ class Daemon:
                 log.info("event=decided height=%s kind=%s digest=%s", decision.height, kind, decision.digest[:12])
                 self.events.emit("decided", height=decision.height, what=kind, number=number, digest=decision.digest)
                 self._decided += 1
-            if self.shelf is not None:
-                for name, digest in await self.shelf.update():
-                    self.events.emit("served", name=name, digest=digest)
+            try:
+                fresh = await self.shelf.update() if self.shelf is not None else []
+            except Retry as e:  # the disk is full, the engine was lost: it is served later
+                log.warning("event=not-served code=%s cause=%s", e.code, e)
+                await asyncio.sleep(_RETRY_SERVE_S)
+                continue
+            for name, digest in fresh:
+                self.events.emit("served", name=name, digest=digest)
 
     async def _next_change(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), _TICK_S)
+        with contextlib.suppress(TimeoutError):  # asyncio.wait_for may swallow a cancel before Python 3.12
+            async with asyncio.timeout(_TICK_S):
+                await self._changed.wait()
         await asyncio.sleep(_BURST_S)  # a burst of entries is one change
         self._changed.clear()
 

@@ -34,7 +34,7 @@
     │   ├── BlobMissing (Retry)     it is not here, or nobody connected has it
     │   ├── BlobCorrupt (Refused)   the bytes are not those of the digest
     │   ├── BlobTooLarge (Refused)  over the size that the event or the charter states
-    │   └── DiskFull (Retry)        no room for it; nothing was lost
+    │   └── DiskFull (Retry)        no room for a blob, vector or run; nothing was lost
     ├── AppendPaused (Retry)        our own feed may be longer elsewhere: nothing is appended before that is known
     ├── NoCollective (Refused)      the node belongs to no collective yet
     ├── WrongBase (Fatal)           the collective is built on another base model than this node has
@@ -313,7 +313,7 @@ class BlobTooLarge(BlobError, Refused):
 
 
 class DiskFull(BlobError, Retry):
-    """There is no room on the disk for the blob."""
+    """There is no room on the disk."""
 
     code: ClassVar[str] = "disk-full"
 

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+
+from node.errors import DiskFull
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextlib.contextmanager
+def room(verb: str) -> Iterator[None]:
+    """Say it when the disk is full: `couldn't <verb>: ...` (raises DiskFull; other errors pass)."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in _FULL:
+            raise
+        raise DiskFull(f"couldn't {verb}: {e.strerror}", hint="free some space; nothing was lost") from None
 
 
 def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:

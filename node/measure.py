@@ -18,7 +18,7 @@ import numpy as np
 
 from ledger.events import MAX_LOSS
 from node.errors import JobRefused
-from node.files import write_new
+from node.files import room, write_new
 from node.home import Home
 from node.ports import Trainer
 from node.replay import Model, Vector
@@ -132,10 +132,11 @@ def save_view(home: Home, model: Model) -> Path:
 
 
 def save_vector(path: Path, vector: Vector) -> None:
-    """Write a float32 vector as .npy in one step."""
+    """Write a float32 vector as .npy in one step (raises DiskFull)."""
     buffer = io.BytesIO()
     np.save(buffer, vector, allow_pickle=False)
-    write_new(path, buffer.getvalue())
+    with room(f"keep vector {path.stem[:12]}"):
+        write_new(path, buffer.getvalue())
 
 
 def _number(value: object) -> float:

@@ -132,7 +132,7 @@ def proposals(fold: Collective) -> list[Json]:
             "accepts": len(voters & set(fold.approvals.get(event, {}))),
             "needed": fold.charter.quorum,
         }
-        for event, asked in fold.asked.items()
+        for event, asked in sorted(fold.asked.items(), key=lambda item: (item[1].source.ts, item[0]))
         if event not in done
     ]
 
@@ -140,7 +140,7 @@ def proposals(fold: Collective) -> list[Json]:
 def describe(fold: Collective, change: Mapping[str, Json]) -> str:
     """One change of the charter in words."""
     op = change.get("op")
-    if op in {"add", "role"}:
+    if op in ("add", "role"):
         seat = change.get("member")
         seat = seat if isinstance(seat, dict) else {}
         verb = "admit" if op == "add" else "change the role of"

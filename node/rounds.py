@@ -28,7 +28,7 @@ from ledger.charter import Charter
 from node.blobs import BlobStore
 from node.config import Train
 from node.errors import NotAllowed
-from node.files import write_new
+from node.files import room, write_new
 from node.measure import Loss, Scales, save_view
 from node.ports import Trainer, TrainJob
 from node.replay import Missing, Model, Replay, Vector
@@ -194,7 +194,8 @@ class Rounds:
             after=_nats(losses.get("own")),
             libraries=libraries,
         )
-        write_new(folder / _READY, json.dumps(_ready(ran)).encode())
+        with room(f"keep run {run}"):
+            write_new(folder / _READY, json.dumps(_ready(ran)).encode())
         return ran
 
     async def _view(self, charter: Charter) -> Model:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two contended OpenMP threads are slower than one; children inherit it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

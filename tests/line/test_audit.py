@@ -38,9 +38,11 @@ def copy(line, tmp_path) -> Path:
     target.mkdir()
     shutil.copy(home.config_file, target)
     shutil.copytree(home.blobs, target / "blobs")
-    with contextlib.closing(sqlite3.connect(home.ledger_db)) as live:
-        with contextlib.closing(sqlite3.connect(target / "ledger.db")) as kept:
-            live.backup(kept)
+    with contextlib.ExitStack() as stack:
+        live, kept = (
+            stack.enter_context(contextlib.closing(sqlite3.connect(p / "ledger.db"))) for p in (home.path, target)
+        )
+        live.backup(kept)
     return target
 
 
@@ -67,7 +69,11 @@ def entry_of(line, event_type, name="clinic"):
     return node.member, next(i for i, (type_, _) in enumerate(node.own()) if type_ == event_type)
 
 
-FEED_AT = "feed = (SELECT id FROM feeds WHERE member = ?) AND seq = ?"
+CHANGE_LINE = """UPDATE entries SET line = CAST(replace(CAST(line AS TEXT), 'accept', 'object') AS BLOB)
+    WHERE feed = (SELECT id FROM feeds WHERE member = ?) AND seq = ?"""
+CHANGE_BODY = """UPDATE bodies SET data = CAST(replace(CAST(data AS TEXT), 'base":-', 'base":-9') AS BLOB)
+    WHERE feed = (SELECT id FROM feeds WHERE member = ?) AND seq = ?"""
+REMOVE = "DELETE FROM entries WHERE feed = (SELECT id FROM feeds WHERE member = ?) AND seq = ?"
 
 
 def test_an_audit_of_a_copy_is_clean_and_needs_no_torch_no_network_and_no_key(copy, line):
@@ -107,13 +113,7 @@ def test_a_missing_blob_makes_the_release_not_checked_instead_of_clean(copy, lin
 
 def test_a_changed_line_is_named(copy, line):
     member, seq = entry_of(line, "vote.accept")
-    tampered(
-        copy,
-        f"UPDATE entries SET line = CAST(replace(CAST(line AS TEXT), 'vote.accept', 'vote.object') AS BLOB)"
-        f" WHERE {FEED_AT}",
-        member,
-        seq,
-    )
+    tampered(copy, CHANGE_LINE, member, seq)
     code, found, _ = audit(copy)
     assert (code, found["verdict"]) == (1, "findings")
     assert (member, seq) in {(f["member"], f["seq"]) for f in found["findings"] if f["severity"] == "fault"}
@@ -121,13 +121,7 @@ def test_a_changed_line_is_named(copy, line):
 
 def test_a_changed_body_is_named(copy, line):
     member, seq = entry_of(line, "gate.verdict")
-    tampered(
-        copy,
-        f"UPDATE bodies SET data = CAST(replace(CAST(data AS TEXT), '\"versus_base\":-', '\"versus_base\":-9') AS BLOB)"
-        f" WHERE {FEED_AT}",
-        member,
-        seq,
-    )
+    tampered(copy, CHANGE_BODY, member, seq)
     code, found, _ = audit(copy)
     assert (code, found["verdict"]) == (1, "findings")
     assert (member, seq) in {(f["member"], f["seq"]) for f in found["findings"] if f["severity"] == "fault"}
@@ -135,7 +129,7 @@ def test_a_changed_body_is_named(copy, line):
 
 def test_a_removed_entry_is_named(copy, line):
     member, seq = entry_of(line, "data.committed")
-    tampered(copy, f"DELETE FROM entries WHERE {FEED_AT}", member, seq)
+    tampered(copy, REMOVE, member, seq)
     code, found, _ = audit(copy)
     assert (code, found["verdict"]) == (1, "findings")
     assert (member, seq) in {(f["member"], f["seq"]) for f in found["findings"] if f["severity"] == "fault"}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 
+import httpx
 import pytest
 from line import Line, make_node, sentences, until
 
@@ -14,14 +14,11 @@ from protocol.errors import Refused
 
 def api(node, path, body=None):
     """One request to the node's API: answer (parsed unless it streams) and headers."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(
-        node.status()["serving"]["url"] + path, data, {"content-type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        text = answer.read().decode()
-        streams = answer.headers.get_content_type() == "text/event-stream"
-        return (text if streams else json.loads(text)), dict(answer.headers)
+    method = "GET" if body is None else "POST"
+    answer = httpx.request(method, node.status()["serving"]["url"] + path, json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    streams = answer.headers["content-type"].startswith("text/event-stream")
+    return (answer.text if streams else answer.json()), answer.headers
 
 
 def model_names(node):
@@ -41,9 +38,7 @@ def test_a_node_that_knows_only_the_founder_finds_the_others(line):
     for node in line.nodes:
         others = {n.name for n in line.nodes if n is not node}
         until(
-            lambda node=node, others=others: (
-                {p["name"] for p in node.status()["peers"] if p["connected"]} >= others
-            ),
+            lambda node=node, others=others: {p["name"] for p in node.status()["peers"] if p["connected"]} >= others,
             what=f"{node.name} is connected to {others}",
         )
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
-import sqlite3
-import threading
-import time
 
 import pytest
-from line import Line, alive, make_node, running, sentences, until
+from line import alive, blobs_of, published, refused, until, writing_blocked
 
-from ledger import events, votes
-from node.errors import AppendPaused, NotAllowed
+from ledger import votes
 from protocol.errors import FishernetError
 
 
@@ -31,43 +26,6 @@ def without(line, node):
 
 def no_double_votes(line):
     return not any(n.fold().double_votes or n.forks() for n in line.nodes)
-
-
-def published(node):
-    return [body for type_, body in node.own() if type_ == "contribution.published"]
-
-
-def blobs_of(node):
-    return {file.name for file in node.home.blobs.iterdir() if len(file.name) == 64}
-
-
-@contextlib.contextmanager
-def background(job):
-    """Run a call that is expected to fail beside the test; yields the errors that it ended with."""
-    errors = []
-
-    def run():
-        try:
-            job()
-        except FishernetError as e:
-            errors.append(e)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield errors
-    finally:
-        thread.join(60)
-        assert not thread.is_alive()
-
-
-@contextlib.contextmanager
-def writing_blocked(node):
-    """Hold the ledger's write lock, so that the daemon's next append waits (for at most five seconds)."""
-    with contextlib.closing(sqlite3.connect(node.home.ledger_db, isolation_level=None)) as database:
-        database.execute("BEGIN IMMEDIATE")
-        yield
-        database.execute("ROLLBACK")
 
 
 def test_two_of_three_release_while_the_proposer_is_dead_and_it_catches_up_when_it_is_back(line):
@@ -116,7 +74,7 @@ def test_a_node_killed_between_its_two_votes_never_votes_differently(line):
 def test_a_worker_killed_while_training_costs_that_run_and_nothing_else(line):
     node = line["security"]
     before, pid = len(published(node)), node.pid
-    with background(lambda: node.call("train.now", 90, steps=50_000)) as errors:
+    with refused(lambda: node.call("train.now", 90, steps=50_000)) as errors:
         until(lambda: node.status()["training"].get("step", 0) > 0, what="it trains")
         os.kill(node.status()["processes"]["trainer"], signal.SIGKILL)
     assert [e.code for e in errors] == ["child-died"]
@@ -130,7 +88,7 @@ def test_a_daemon_killed_in_the_middle_of_a_publish_publishes_that_run_once_afte
     line.settle()
     node = line["cinema"]
     before, blobs = published(node), blobs_of(node)
-    with background(lambda: node.call("train.now", 90)) as errors:
+    with refused(lambda: node.call("train.now", 90)) as errors:
         until(lambda: node.status()["training"]["state"] == "training", step_s=0.02, what="it trains")
         with writing_blocked(node):
             until(lambda: blobs_of(node) - blobs, step_s=0.02, what="the blob is made")
@@ -149,7 +107,7 @@ def test_a_daemon_killed_in_the_middle_of_a_publish_publishes_that_run_once_afte
 
 def test_sigterm_ends_a_training_node_within_five_seconds_and_leaves_no_process(line):
     node = line["clinic"]
-    with background(lambda: node.call("train.now", 90, steps=50_000)):
+    with refused(lambda: node.call("train.now", 90, steps=50_000)):
         until(lambda: node.status()["training"].get("step", 0) > 0, what="it trains")
         born = node.tree()
         assert len(born) >= 3

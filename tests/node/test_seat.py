@@ -118,7 +118,8 @@ def test_ones_own_feed_comes_back_after_a_restore(table: Table, tmp_path: Path) 
     ada, bob = table["ada"], table["bob"]
     ada.publish()
     table.deliver()
-    restored = Sitter(tmp_path / "table-2", "ada", table.charter) if _made(tmp_path / "table-2") else ada
+    (tmp_path / "restored").mkdir()
+    restored = Sitter(tmp_path / "restored", "ada", table.charter)
     records = bob.store.records(table.collective, ada.id)
     (head,) = bob.store.heads(table.collective, ada.id)
     taken = restored.store.append_foreign(table.collective, ada.id, records, head.note)
@@ -128,11 +129,6 @@ def test_ones_own_feed_comes_back_after_a_restore(table: Table, tmp_path: Path) 
     assert restored.store.head(table.collective, ada.id).size == 3  # type: ignore[union-attr]
     same(restored)
     restored.store.close()
-
-
-def _made(folder: Path) -> bool:
-    folder.mkdir()
-    return True
 
 
 def test_an_entry_names_the_feeds_that_moved_and_a_commit_names_all(table: Table) -> None:

@@ -9,8 +9,10 @@ import random
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -256,6 +258,46 @@ def add_rows(node: Node, rows: Iterable[str]) -> None:
         file = node.home.path.parent / f"{node.name}.jsonl"
         file.write_text("\n".join(lines) + "\n")
         node.ask("data.add", path=str(file), dataset=node.name, held_out_ppm=300_000)
+
+
+# -- what tests do to a node -----------------------------------------------------------------------------------------
+def published(node: Node) -> list[Mapping[str, Any]]:
+    """The contributions in its own feed, oldest first."""
+    return [body for type_, body in node.own() if type_ == "contribution.published"]
+
+
+def blobs_of(node: Node) -> set[str]:
+    """Digests of the blobs it holds."""
+    return {file.name for file in node.home.blobs.iterdir() if len(file.name) == 64}
+
+
+@contextlib.contextmanager
+def refused(job: Callable[[], object]) -> Iterator[list[FishernetError]]:
+    """Run a call beside the block that is expected to be refused; its error is in the list when the block has ended."""
+    errors: list[FishernetError] = []
+
+    def run() -> None:
+        try:
+            job()
+        except FishernetError as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield errors
+    finally:
+        thread.join(120)
+        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def writing_blocked(node: Node) -> Iterator[None]:
+    """Hold the ledger's write lock, so that the daemon's next append waits, for at most five seconds."""
+    with contextlib.closing(sqlite3.connect(node.home.ledger_db, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        yield
+        database.execute("ROLLBACK")
 
 
 # -- several of them -------------------------------------------------------------------------------------------------
