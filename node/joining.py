@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from importlib import metadata
 from typing import Final
 
-from contrib import models
+from contrib import adapters, models
 from contrib.adapters import AdapterSpec
 from contrib.errors import UnknownModel
 from contrib.models import Model
@@ -75,6 +75,13 @@ class Joining:
                 f"couldn't take part: the collective's base model is {base.name} ({base.digest[:12]}), "
                 f"this node has {model.name} ({model.digest[:12]}); it stays out",
                 hint=hint,
+            )
+        wanted_coordinates = self._seat.fold.charter.adapter.coordinates
+        found = adapters.layout(model.path, self.spec()).coordinates
+        if found != wanted_coordinates:
+            raise WrongBase(
+                f"couldn't take part: the charter's adapter has {wanted_coordinates} coordinates, on this model it has {found}",
+                hint="the charter is wrong: amend it",
             )
         return model
 

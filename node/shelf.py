@@ -41,7 +41,7 @@ class Holdings:
         if not self._seat.fold.known:
             return None
         try:
-            return self._blobs.read(digest, self._seat.fold.charter.gate.max_blob_bytes)
+            return self._blobs.read(digest, self._most())
         except BlobMissing:
             return None
         except FishernetError as e:
@@ -54,10 +54,14 @@ class Holdings:
             return
         for contribution in contributions:
             digest = contribution.blob
-            oversized = contribution.size > self._seat.fold.charter.gate.max_blob_bytes
+            oversized = contribution.size > self._most()
             if oversized or digest in self._fetching or self._blobs.has(digest):
                 continue
             self._fetching[digest] = self.jobs.create_task(self._fetch(contribution))
+
+    def _most(self) -> int:
+        """The largest blob that any charter so far allowed: what was released once stays readable."""
+        return max(c.gate.max_blob_bytes for c in self._seat.fold.charters)
 
     async def _fetch(self, contribution: Contribution) -> None:
         try:

@@ -155,14 +155,26 @@ def test_an_endorser_without_rows_accepts_what_is_sound_and_says_nothing(tmp_pat
     table.close()
 
 
-def test_losses_over_too_few_rows_are_not_told(tmp_path: Path) -> None:
-    gate = {"max_blob_bytes": 4096, "norm_cap_micro": 10**9, "tolerance_centinats": 2, "held_out_min": 301}
+@pytest.mark.parametrize(("committed", "told"), [((), False), ((9,), False), ((10,), True), ((4, 6), True)])
+def test_losses_over_too_few_committed_rows_are_not_told(
+    tmp_path: Path, committed: tuple[int, ...], told: bool
+) -> None:
+    gate = {"max_blob_bytes": 4096, "norm_cap_micro": 10**9, "tolerance_centinats": 2, "held_out_min": 10}
     table = Table(tmp_path, losses=LOSSES, rules={"gate": gate})
+    bob = table["bob"]
+    for n, rows in enumerate(committed):
+        root = digest(b"root")
+        bob.seat.append(
+            events.DataCommitted(
+                dataset=f"rows {n}", train_rows=1, held_out_rows=rows, train_root=root, held_out_root=root
+            )
+        )
+    bob.sit(datasets=[f"rows {n}" for n in range(len(committed))] or ["none"])
     table["cyd"].publish(HURTS)
     table.deliver()
-    found = finding(table["bob"].judged(table["ada"].cut()))
+    found = finding(bob.judged(table["ada"].cut()))
     assert found.verdict is not None
-    assert (found.verdict.versus_base, found.verdict.versus_parent) == (None, None)
+    assert (found.verdict.versus_base is not None, found.verdict.versus_parent is not None) == (told, told)
     assert not found.judgement.accept
     table.close()
 
@@ -354,6 +366,26 @@ def test_a_member_that_floods_its_feed_with_rejected_contributions_stops_only_it
     again = ada.cut()
     assert again.excluded == cut.excluded
     assert judgement(bob, again)[:2] == (True, True), "nobody misses the rest of the flood"
+
+
+def test_what_voters_contest_without_agreeing_is_left_uncovered_and_not_left_out(table: Table) -> None:
+    ada, bob, cyd = table
+    sent = {s.name: s.publish(HELPS) for s in table}
+    table.deliver()
+    cut = ada.cut()
+    for voter, culprit in ((ada, "bob"), (bob, "cyd")):
+        objection = events.Objection(event=sent[culprit].event, reason="worse")
+        verdict = events.Verdict(
+            height=1, candidate=cut.digest, rows=9, versus_base=5, versus_parent=5, objections=(objection,)
+        )
+        voter.seat.append(verdict)
+        voter.seat.append(events.Objected(height=1, attempt=0, digest=cut.digest, reason=rules.WORSE))
+    table.deliver()
+    again = cyd.cut()
+    assert [x.member for x in again.last] == [ada.id]
+    assert again.excluded == ()
+    assert {c.event for c in judging.eligible(cyd.seat, cyd.replay)} == {sent["ada"].event}
+    assert judgement(bob, again)[:2] == (True, True)
 
 
 def test_drafts_of_all_members_are_the_same_when_they_hold_the_same(table: Table) -> None:
