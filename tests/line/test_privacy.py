@@ -9,7 +9,7 @@ import struct
 
 import pytest
 import zstandard
-from canaries import found, messages, plant
+from canaries import WINDOW, found, messages, plant
 from line import Line, make_node, running, sentences, until
 
 CANARIES = plant("the rows of these tests")
@@ -23,7 +23,7 @@ def tapped_node(folder, name):
 
 def test_nothing_of_a_row_is_in_what_a_node_sends_and_a_node_that_leaks_is_found_out(tmp_path):
     (north, north_tap), (south, south_tap) = (tapped_node(tmp_path, name) for name in ("north", "south"))
-    with running(Line.found([north, south], wait_for=2)) as line:
+    with running(Line.found([north, south], wait_for=2, patience_ms=60_000)) as line:
         line.agree(1)
         line.settle()
         for node, tap in ((north, north_tap), (south, south_tap)):
@@ -41,7 +41,7 @@ def test_nothing_of_a_row_is_in_what_a_node_sends_and_a_node_that_leaks_is_found
         until(lambda: north.fold().sizes[south.member] >= told, what="the others have what it told")
         assert found(messages(south_tap)[size:], CANARIES)
         leaked = next(b for t, b in reversed(south.own()) if t == "contribution.published")["blob"]
-        until(lambda: (north.home.blobs / str(leaked)).exists(), what="the others have the blob")
+        until((north.home.blobs / str(leaked)).exists, what="the others have the blob")
         sent = messages(south_tap)[size:]
         assert found([m for m in sent if b"note.told" not in m], CANARIES), "the blob alone is found too"
         assert found(messages(north_tap), CANARIES) == set(), "who received it passed nothing on"
@@ -51,7 +51,7 @@ ROW = f"a note, {CANARIES[0]}, and more of it"
 WRAPPED = {
     "plain": ROW.encode(),
     "json": json.dumps({"text": ROW}).encode(),
-    "a window of it": CANARIES[0][9:21].encode(),
+    "a window of it": CANARIES[0][9 : 9 + WINDOW].encode(),
     "backwards": ROW[::-1].encode(),
     "wide": ROW.encode("utf-16"),
     "token ids": struct.pack(f"<{len(ROW)}I", *ROW.encode()),

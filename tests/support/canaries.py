@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import random
 import re
 import string
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import zstandard
 
-WINDOW = 12  # letters: 52**12 texts of this length, so chance finds none
+PIECE = 6  # letters; of random bytes one in 10**14 begins one of these by chance
+WINDOW = 2 * PIECE - 1  # so many letters in a row of a canary hold a whole piece, wherever they begin
 _MOST = 16 << 20
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{16,}")
@@ -26,27 +28,19 @@ def plant(seed: str, count: int = 4, length: int = 40) -> list[str]:
 
 
 def found(messages: Iterable[bytes], canaries: Sequence[str]) -> set[str]:
-    """The canaries of which at least a window stands in the messages: plain, in wider characters or token ids, in
-    hexadecimal, base64 or a compressed part, or backwards.
+    """The canaries of which at least a window stands in the messages or across them.
+
+    It may be plain, in wider characters or token ids, in hexadecimal, base64 or a compressed part, or backwards.
     """
     whole = list(messages)
-    return {
-        canary
-        for layer in (*whole, b"".join(whole))
-        for data in layers(layer)
-        for canary in canaries
-        if any(window in data for window in windows(canary))
-    }
+    seen = b"\0".join({data for message in (*whole, b"".join(whole)) for data in layers(message)})
+    return {canary for canary in canaries if any(part in seen for part in pieces(canary))}
 
 
-def windows(canary: str) -> Iterator[bytes]:
-    """Every stretch of a canary, as bytes a careless program might write."""
-    for text in (canary, canary[::-1]):
-        for start in range(len(text) - WINDOW + 1):
-            part = text[start : start + WINDOW]
-            yield part.encode()
-            yield part.encode("utf-16-le")
-            yield part.encode("utf-32-le")
+def pieces(canary: str) -> list[bytes]:
+    """A canary in pieces, as bytes that a careless program might write."""
+    cut = [text[i : i + PIECE] for text in (canary, canary[::-1]) for i in range(0, len(canary) - PIECE + 1, PIECE)]
+    return [part.encode(encoding) for part in cut for encoding in ("ascii", "utf-16-le", "utf-32-le")]
 
 
 def layers(data: bytes, depth: int = 3) -> Iterator[bytes]:
@@ -61,10 +55,8 @@ def layers(data: bytes, depth: int = 3) -> Iterator[bytes]:
 def _unzstd(data: bytes) -> Iterator[bytes]:
     at = data.find(_ZSTD)
     while at >= 0:
-        try:
+        with contextlib.suppress(zstandard.ZstdError):
             yield zstandard.ZstdDecompressor().decompressobj().decompress(data[at:])[:_MOST]
-        except zstandard.ZstdError:
-            pass
         at = data.find(_ZSTD, at + 1)
 
 
