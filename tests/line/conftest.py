@@ -59,4 +59,4 @@ def _timing(request):  # H-TIMING
     x,t=cpu(),time.time()
     yield
     y=cpu()
-    open('/tmp/h_timing','a').write(f"{time.time()-t:6.1f}s self {y[0]-x[0]:5.1f} children {y[1]-x[1]:5.1f} live {y[2]-x[2]:5.1f} {request.node.name}\n")
+    f=open('/tmp/h_timing','a'); f.write(f"{time.time()-t:6.1f}s self {y[0]-x[0]:5.1f} children {y[1]-x[1]:5.1f} live {y[2]-x[2]:5.1f} {request.node.name}\n"); f.close()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 
 import pytest
-from line import alive, blobs_of, published, refused, until, writing_blocked
+from line import add_rows, alive, blobs_of, published, refused, sentences, until, writing_blocked
 
 from ledger import votes
 from protocol.errors import FishernetError
@@ -24,62 +25,122 @@ def without(line, node):
     return [n for n in line.nodes if n is not node]
 
 
+@contextlib.contextmanager
+def hanging(nodes):
+    """The daemons of some nodes neither answer nor end for the length of the block."""
+    for node in nodes:
+        node.pause()
+    try:
+        yield
+    finally:
+        for node in nodes:
+            node.resume()
+
+
 def no_double_votes(line):
     return not any(n.fold().double_votes or n.forks() for n in line.nodes)
 
 
-def test_two_of_three_release_while_the_proposer_is_dead_and_it_catches_up_when_it_is_back(line):
-    line.settle()
-    dead = proposer(line)
-    rest = without(line, dead)
-    dead.kill()
-    line.release(rest)
-    assert any(d.attempt > 0 for d in rest[0].fold().decisions), "the dead one's turn was passed over"
-    dead.start()
-    until(dead.ready, what=f"{dead.name} is back")
-    line.agree(len(rest[0].releases()))
-    before = len(published(dead))
-    line.release()
-    line.settle()
-    fold = rest[0].fold()
-    assert len(fold.in_cut(fold.cut)[dead.member]) == len(published(dead)) == before + 1
-    assert no_double_votes(line)
-
-
-def test_a_node_killed_between_its_two_votes_never_votes_differently(line):
+def test_a_proposer_killed_between_its_votes_holds_nobody_up_and_never_votes_differently(line):
     line.settle()
     node = proposer(line)
     rest = without(line, node)
     height, count = node.fold().height, len(node.releases())
-    for other in rest:
-        other.pause()  # so that no second acceptance can come
-    try:
+    with hanging(rest):  # so that no second acceptance can come
         line.train([node])
         accepted = lambda: node.member in node.fold().tally_of(height).firsts.get(0, {})  # noqa: E731
         until(accepted, what="it has written its first vote")
         node.kill()
         assert not any(t == "vote.commit" and b["height"] == height for t, b in node.own())
-    finally:
-        for other in rest:
-            other.resume()
-    line.start()
+    line.release(rest)
+    assert rest[0].fold().decisions[-1].attempt > 0, "its turn was passed over"
+
+    node.start()
+    until(node.ready, what="it is back")
     line.agree(count + 1)
     line.settle()
     said = [(t, b["attempt"]) for t, b in node.own() if t.startswith("vote.") and b["height"] == height]
-    assert len(said) == len(set(said))
-    assert ("vote.accept", 0) in said
+    assert said[0] == ("vote.accept", 0)
+    assert len(said) == len({(t == "vote.commit", attempt) for t, attempt in said})
+    fold = rest[0].fold()
+    assert len(fold.in_cut(fold.cut)[node.member]) == len(published(node)), "what it had learnt is released now"
+    assert no_double_votes(line)
+
+
+def test_sigterm_ends_a_training_node_within_five_seconds_and_leaves_no_process(line):
+    node = line["clinic"]
+    with refused(lambda: node.call("train.now", 90, steps=50_000)):
+        until(lambda: node.status()["training"].get("step", 0) > 0, what="it trains")
+        born = node.tree()
+        assert len(born) >= 3
+        seconds = node.stop()
+    assert seconds < 5
+    assert node.process.returncode == 0
+    assert not any(map(alive, born))
+
+
+def test_a_restored_old_ledger_takes_its_own_entries_back_before_it_writes(line, tmp_path):
+    node = line["clinic"]
+    node.stop()
+    old = shutil.copy(node.home.ledger_db, tmp_path / "ledger.db")
+    line.start()
+    add_rows(node, sentences("later"), dataset="later")
+    line.settle()
+    before = node.own()
+    assert before[-1][0] == "data.committed"
+    node.stop()
+    shutil.copy(old, node.home.ledger_db)
+    for rest in ("-wal", "-shm"):
+        node.home.ledger_db.with_name(node.home.ledger_db.name + rest).unlink(missing_ok=True)
+    assert len(node.own()) == len(before) - 2
+    line.start()
+    assert node.own()[: len(before)] == before
+    assert [t for t, _ in node.own()[len(before) :]] == ["node.started"]
+    line.settle()
+    assert no_double_votes(line)
+
+
+def test_a_node_whose_peers_are_silent_only_reads_until_the_operator_accepts_the_risk(line):
+    node = line["security"]
+    node.stop()
+    size = node.size()
+    with hanging(without(line, node)):
+        node.start()
+        until(lambda: "no other member has said" in str(node.status().get("paused")), what="it says why it waits")
+        with pytest.raises(FishernetError, match="no other member has said"):
+            node.call("train.now")
+        until(lambda: "release-1" in node.status()["serving"]["models"], what="it serves all the same")
+        assert "no other member has said" in node.cli("status").stdout
+        assert node.size() == size
+        node.stop()
+        node.start("--accept-fork-risk")
+        until(node.ready, what="it writes at the operator's risk")
+        started = [body["fork_risk_accepted"] for type_, body in node.own() if type_ == "node.started"]
+        assert started[-1] is True
+        assert not any(started[:-1])
+    line.settle()
+    assert no_double_votes(line)
+
+
+def test_all_nodes_restart_at_once_and_go_on(line):
+    line.settle()
+    line.stop()
+    assert line.up() == []
+    line.start()
+    line.release()
+    line.settle()
     assert no_double_votes(line)
 
 
 def test_a_worker_killed_while_training_costs_that_run_and_nothing_else(line):
-    node = line["security"]
+    node = line["cinema"]
     before, pid = len(published(node)), node.pid
     with refused(lambda: node.call("train.now", 90, steps=50_000)) as errors:
         until(lambda: node.status()["training"].get("step", 0) > 0, what="it trains")
         os.kill(node.status()["processes"]["trainer"], signal.SIGKILL)
     assert [e.code for e in errors] == ["child-died"]
     assert len(published(node)) == before
-    line.release()
+    line.train([node])
     assert len(published(node)) == before + 1
     assert node.pid == pid
 
@@ -98,82 +159,7 @@ def test_a_daemon_killed_in_the_middle_of_a_publish_publishes_that_run_once_afte
     assert published(node) == before
     line.start()
     until(lambda: len(published(node)) > len(before), what="what was ready is published")
-    line.release()
-    fresh = published(node)[len(before) :]
-    assert [b["number"] for b in fresh] == [before[-1]["number"] + 1, before[-1]["number"] + 2]
-    assert fresh[0]["blob"] == blob
-    assert no_double_votes(line)
-
-
-def test_sigterm_ends_a_training_node_within_five_seconds_and_leaves_no_process(line):
-    node = line["clinic"]
-    with refused(lambda: node.call("train.now", 90, steps=50_000)):
-        until(lambda: node.status()["training"].get("step", 0) > 0, what="it trains")
-        born = node.tree()
-        assert len(born) >= 3
-        seconds = node.stop()
-    assert seconds < 5
-    assert node.process.returncode == 0
-    assert not any(map(alive, born))
-
-
-def test_all_nodes_restart_at_once_and_none_waits_for_ever(line):
     line.settle()
-    line.stop()
-    assert line.up() == []
-    line.start()
-    line.release()
-
-
-def test_a_restored_old_ledger_takes_its_own_entries_back_before_it_writes(line, tmp_path):
-    line.settle()
-    node = line["clinic"]
-    node.stop()
-    old = shutil.copy(node.home.ledger_db, tmp_path / "ledger.db")
-    line.start()
-    line.release()
-    line.settle()
-    before = node.own()
-    node.stop()
-    shutil.copy(old, node.home.ledger_db)
-    for rest in ("-wal", "-shm"):
-        node.home.ledger_db.with_name(node.home.ledger_db.name + rest).unlink(missing_ok=True)
-    assert len(node.own()) < len(before)
-    line.start()
-    assert node.own()[: len(before)] == before
-    assert len(node.own()) > len(before)
-    line.release()
-    line.settle()
-    assert no_double_votes(line)
-
-
-def test_a_node_whose_peers_are_silent_only_reads_until_the_operator_accepts_the_risk(line):
-    line.settle()
-    node = line["security"]
-    rest = without(line, node)
-    node.stop()
-    size = node.size()
-    for other in rest:
-        other.pause()
-    try:
-        node.start()
-        until(lambda: "no other member has said" in str(node.status().get("paused")), what="it says why it waits")
-        with pytest.raises(FishernetError, match="no other member has said"):
-            node.call("train.now")
-        people = node.cli("status")
-        assert "no other member has said" in people.stdout
-        assert "release-1" in node.status()["serving"]["models"] or until(
-            lambda: "release-1" in node.status()["serving"]["models"], what="it serves all the same"
-        )
-        assert node.size() == size
-        node.stop()
-        node.start("--accept-fork-risk")
-        until(node.ready, what="it writes at the operator's risk")
-        started = [body for type_, body in node.own() if type_ == "node.started"]
-        assert started[-1]["fork_risk_accepted"] is True
-        assert not any(body["fork_risk_accepted"] for body in started[:-1])
-    finally:
-        for other in rest:
-            other.resume()
-    line.release()
+    [fresh] = published(node)[len(before) :]
+    assert (fresh["number"], fresh["blob"]) == (before[-1]["number"] + 1, blob)
     assert no_double_votes(line)

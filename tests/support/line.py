@@ -261,13 +261,13 @@ def make_node(
     return node
 
 
-def add_rows(node: Node, rows: Iterable[str]) -> None:
-    """Put rows into the node's data set as `fishernet data add` does."""
+def add_rows(node: Node, rows: Iterable[str], *, dataset: str = "") -> None:
+    """Put rows into the node's data set as `fishernet data add` does; its name is the node's unless given."""
     lines = [json.dumps({"text": row}) for row in rows]
     if lines:
-        file = node.home.path.parent / f"{node.name}.jsonl"
+        file = node.home.path.parent / f"{node.name}-{dataset}.jsonl"
         file.write_text("\n".join(lines) + "\n")
-        node.ask("data.add", path=str(file), dataset=node.name, held_out_ppm=300_000)
+        node.ask("data.add", path=str(file), dataset=dataset or node.name, held_out_ppm=300_000)
 
 
 # -- what tests do to a node -----------------------------------------------------------------------------------------
