@@ -22,7 +22,7 @@ check: setup
 	$(BIN)/lint-imports
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -32,6 +32,13 @@ demo: setup
 
 bench: setup
 	@status=0; for script in benchmarks/bench_*.py; do $(BIN)/python $$script || status=1; done; exit $$status
+
+lock:
+	rm -rf .lock-venv && python3 -m venv .lock-venv
+	.lock-venv/bin/python -m pip install --quiet torch==2.13.0 '.[node,audit,dev]' 'setuptools>=77'
+	@echo '# Every package of a whole development install, pinned. `make lock` writes it anew from the ranges in pyproject.toml.' > requirements.lock
+	.lock-venv/bin/python -m pip freeze --all --exclude pip --exclude fishernet | sed 's/+cpu$$//' >> requirements.lock
+	rm -rf .lock-venv
 
 clean:
 	rm -rf $(VENV) build *.egg-info

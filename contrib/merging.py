@@ -1,4 +1,4 @@
-"""Registers and the merge: what a set of contributions adds up to (DESIGN section 1.4).
+"""Registers and the merge: what a set of contributions adds up to.
 
 Knows no torch, keys or ledger: numpy on integers. Invariants: adding and removing are exact in any order, so a register
 is a function of the set of updates in it; a merge is a function of registers, weights and recipe, and gives the same

@@ -1,4 +1,4 @@
-"""Choosing what to send, and the hard checks of what is received (DESIGN section 6).
+"""Choosing what to send, and the hard checks of what is received.
 
 Knows no torch, keys, charter or ledger. Invariants: a choice is a function of its arguments alone (ties go to the lower
 index); a verdict can be recomputed by anyone who has the contribution and the charter's numbers.

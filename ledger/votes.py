@@ -1,4 +1,4 @@
-"""The two votes of DESIGN section 7 as one pure function: what a member may do next at a height.
+"""The two votes that decide a height, as one pure function: what a member may do next at a height.
 
 After Tendermint (Buchman, Kwon, Milosevic, arXiv 1807.04938): `accept | object` is the prevote, `commit` the precommit; a
 commit locks. Everything a member has said is read back from its own feed, so a restart cannot make it vote twice

@@ -26,3 +26,10 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("the published vectors do not stand beside the checkout")
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files stay together on one worker, and all tests of the running line share one collective."""
+    for item in items:
+        group = "line" if item.path.parent.name == "line" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))

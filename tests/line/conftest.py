@@ -44,19 +44,3 @@ def line(trio: tuple[Line, Node]) -> Line:
 def auditor(trio: tuple[Line, Node]) -> Node:
     """The auditor's home; no daemon runs on it."""
     return trio[1]
-
-
-@pytest.fixture(autouse=True)
-def _timing(request):  # H-TIMING
-    import resource, psutil, time
-    def cpu():
-        a,b=resource.getrusage(resource.RUSAGE_SELF),resource.getrusage(resource.RUSAGE_CHILDREN)
-        live=0
-        for c in psutil.Process().children(recursive=True):
-            try: t=c.cpu_times(); live+=t.user+t.system
-            except psutil.Error: pass
-        return a.ru_utime+a.ru_stime, b.ru_utime+b.ru_stime, live
-    x,t=cpu(),time.time()
-    yield
-    y=cpu()
-    f=open('/tmp/h_timing','a'); f.write(f"{time.time()-t:6.1f}s self {y[0]-x[0]:5.1f} children {y[1]-x[1]:5.1f} live {y[2]-x[2]:5.1f} {request.node.name}\n"); f.close()
