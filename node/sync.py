@@ -9,6 +9,7 @@ Invariant: nothing reaches the store but through `Store.append_foreign`, and `on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
@@ -43,6 +44,8 @@ MAX_FEEDS = 1024
 _ASKS_AT_ONCE = 16
 _LONGEST_WAIT_S = 30.0
 _STORE_FULL_S = 5.0
+_ABSENT_S = 3.0
+_LOOK_S = 0.5
 
 _parse_head = functools.lru_cache(maxsize=4096)(checkpoint.parse)
 
@@ -108,6 +111,7 @@ class Sync:
         self._feeds: dict[MemberId, _Feed] = {}
         self._directory = Directory(network.peer)
         self._own: dict[PeerId, Head | None] = {}
+        self._strangers: set[PeerId] = set()  # connected, and not members
         self._asked: set[PeerId] = set()
         self._jobs: asyncio.TaskGroup | None = None
         self._slots = asyncio.Semaphore(_ASKS_AT_ONCE)
@@ -155,16 +159,19 @@ class Sync:
     async def own_head_from_peers(self, timeout_s: float) -> OwnHead:
         """Ask everybody we can reach for the longest head of our own feed; returns early when all we know answered.
 
+        A member that is not connected is waited for during three seconds, so that a dead one does not hold up a start.
         Call it while `run` runs, before the first append after a start. If the head is beyond our own entries, they
         are being pulled already and the store refuses to append until they are here.
         """
-        me = self._binding.member
+        me, began = self._binding.member, time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
                 self._ask_around(self._network.peers())
-                while not self._own or not self._expected() <= self._own.keys():
+                while not (self._own and self._expected(time.monotonic() - began) <= self._own.keys()):
                     self._changed.clear()
-                    await self._changed.wait()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_LOOK_S):
+                            await self._changed.wait()
         except TimeoutError:
             pass
         heads = [head for head in self._own.values() if head is not None]
@@ -216,6 +223,7 @@ class Sync:
         self._ask_around(peers - self._own.keys())
         for peer in self._own.keys() - peers:
             del self._own[peer]
+        self._strangers &= peers
         for feed in self._feeds.values():
             feed.news.set()
 
@@ -258,6 +266,8 @@ class Sync:
             await self._learn(head, peer)
         if self._rules.allowed(answer.binding.member) or self._wants(answer.binding.member):
             self._own[peer] = own
+        else:
+            self._strangers.add(peer)
 
     def _heard(self, note: bytes) -> None:
         """An announcement from anybody: looked at only when a wanted feed seems to have grown."""
@@ -392,9 +402,13 @@ class Sync:
         """Connected member peers, those of the preferred members first."""
         return self._directory.ranked(prefer, self._network.peers())
 
-    def _expected(self) -> frozenset[PeerId]:
-        """Peers whose answer is worth waiting for: the newest one of each member we know of, and who is connected."""
-        return self._directory.newest() | self._network.peers()
+    def _expected(self, waited_s: float) -> frozenset[PeerId]:
+        """Peers whose answer is worth waiting for: connected ones that may be members, and for a while absent members."""
+        connected = self._network.peers() - self._strangers
+        if waited_s >= _ABSENT_S:
+            return connected
+        of = {peer: self._directory.member_of(peer) for peer in self._directory.newest()}
+        return connected | {peer for peer, member in of.items() if member is not None and self._rules.allowed(member)}
 
     def _trouble(self, what: str, peer: PeerId, error: Exception) -> None:
         self._last_error = f"{what} from {peer[-6:]}: {error}"

@@ -11,6 +11,13 @@ from line import Line, Node, make_node, running, sentences
 NAMES = ("clinic", "security", "cinema")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A machine that does other things too may take long to start a node."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(420))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A model cache of its own, so that nothing of the tester's is read or written."""

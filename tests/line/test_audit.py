@@ -16,12 +16,13 @@ import pytest
 from line import environment, make_node
 
 from ledger import checkpoint
+from node.cli import run
 from node.errors import PeerRefused, PeerUnreachable
 from node.exchange import Asker
 from node.swarm import Swarm, SwarmConfig
 from protocol.binding import verify as verify_binding
 
-AUDIT = """
+HEAVY = """
 import sys
 from node.cli import run
 code = run(["audit", "--json", "--home", sys.argv[1]])
@@ -46,12 +47,10 @@ def copy(line, tmp_path) -> Path:
     return target
 
 
-def audit(home: Path):
-    done = subprocess.run(
-        [sys.executable, "-c", AUDIT, str(home)], capture_output=True, text=True, timeout=60, env=environment()
-    )
-    assert done.stdout, done.stderr
-    return done.returncode, json.loads(done.stdout), done.stderr.strip()
+def audit(home: Path, capsys):
+    """`fishernet audit`: its exit code and what it prints."""
+    code = run(["audit", "--json", "--home", str(home)])
+    return code, json.loads(capsys.readouterr().out)
 
 
 def tampered(home: Path, statement: str, *values):
@@ -77,9 +76,12 @@ REMOVE = "DELETE FROM entries WHERE feed = (SELECT id FROM feeds WHERE member = 
 
 
 def test_an_audit_of_a_copy_is_clean_and_needs_no_torch_no_network_and_no_key(copy, line):
-    code, found, heavy = audit(copy)
-    assert (code, found["verdict"], found["findings"]) == (0, "clean", [])
-    assert heavy == ""
+    done = subprocess.run(
+        [sys.executable, "-c", HEAVY, str(copy)], capture_output=True, text=True, timeout=120, env=environment()
+    )
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["verdict"], found["findings"]) == (0, "clean", [])
+    assert done.stderr.strip() == ""
     assert all(r["recomputed"] and r["matches"] for r in found["releases"])
     assert [r["digest"] for r in found["releases"]] == line["cinema"].releases()
 
@@ -91,46 +93,46 @@ def test_an_audit_of_a_running_node_is_clean(line):
     assert "clean" in done.stdout
 
 
-def test_a_changed_byte_of_a_blob_is_named_with_its_entry_and_left_as_it_is(copy, line):
+def test_a_changed_byte_of_a_blob_is_named_with_its_entry_and_left_as_it_is(copy, line, capsys):
     member, seq = entry_of(line, "contribution.published")
     blob = copy / "blobs" / str(line["clinic"].own()[seq][1]["blob"])
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 1
     blob.write_bytes(data)
-    code, found, _ = audit(copy)
+    code, found = audit(copy, capsys)
     assert (code, found["verdict"]) == (1, "findings")
     assert (member, seq, "blob-damaged") in {(f["member"], f["seq"], f["code"]) for f in found["findings"]}
     assert blob.read_bytes() == data
 
 
-def test_a_missing_blob_makes_the_release_not_checked_instead_of_clean(copy, line):
+def test_a_missing_blob_makes_the_release_not_checked_instead_of_clean(copy, line, capsys):
     _, seq = entry_of(line, "contribution.published")
     (copy / "blobs" / str(line["clinic"].own()[seq][1]["blob"])).unlink()
-    code, found, _ = audit(copy)
+    code, found = audit(copy, capsys)
     assert (code, found["verdict"]) == (2, "could-not-check")
     assert any("release 1" in text for text in found["unchecked"])
 
 
-def test_a_changed_line_is_named(copy, line):
+def test_a_changed_line_is_named(copy, line, capsys):
     member, seq = entry_of(line, "vote.accept")
     tampered(copy, CHANGE_LINE, member, seq)
-    code, found, _ = audit(copy)
+    code, found = audit(copy, capsys)
     assert (code, found["verdict"]) == (1, "findings")
     assert (member, seq) in {(f["member"], f["seq"]) for f in found["findings"] if f["severity"] == "fault"}
 
 
-def test_a_changed_body_is_named(copy, line):
+def test_a_changed_body_is_named(copy, line, capsys):
     member, seq = entry_of(line, "gate.verdict")
     tampered(copy, CHANGE_BODY, member, seq)
-    code, found, _ = audit(copy)
+    code, found = audit(copy, capsys)
     assert (code, found["verdict"]) == (1, "findings")
     assert (member, seq) in {(f["member"], f["seq"]) for f in found["findings"] if f["severity"] == "fault"}
 
 
-def test_a_removed_entry_is_named(copy, line):
+def test_a_removed_entry_is_named(copy, line, capsys):
     member, seq = entry_of(line, "data.committed")
     tampered(copy, REMOVE, member, seq)
-    code, found, _ = audit(copy)
+    code, found = audit(copy, capsys)
     assert (code, found["verdict"]) == (1, "findings")
     assert (member, seq) in {(f["member"], f["seq"]) for f in found["findings"] if f["severity"] == "fault"}
 
@@ -145,12 +147,6 @@ def test_an_auditor_sees_from_outside_that_all_is_clean(line, auditor):
     assert {f["member"]: f["status"] for f in found["observed"]["feeds"] if f["size"]} == {
         n.member: "confirmed" for n in line.nodes
     }
-
-
-def test_what_only_one_node_says_is_not_called_clean(line, auditor):
-    line.settle()
-    done = auditor.cli("observe", "--json", "--collective", line.id, line["clinic"].address)
-    assert (done.returncode, json.loads(done.stdout)["verdict"]) == (2, "could-not-check")
 
 
 def test_a_stranger_gets_the_newest_checkpoint_and_nothing_else(line, tmp_path):
@@ -192,6 +188,3 @@ def test_a_stranger_gets_the_newest_checkpoint_and_nothing_else(line, tmp_path):
     assert [(h.member, h.size) for h in heads] == [(clinic.member, clinic.size())]
     assert reasons == {"not-a-member"}
     assert stranger.member in {r["member"] for r in clinic.call("collective.requests")["requests"]}
-    looked = stranger.cli("observe", "--json", "--collective", line.id, clinic.address)
-    assert looked.returncode == 2
-    assert "clean" not in looked.stdout

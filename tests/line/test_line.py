@@ -131,7 +131,7 @@ def test_a_late_fourth_member_is_voted_in_catches_up_contributes_and_is_voted_ou
         with pytest.raises(Refused, match="no contributor's seat"):
             late.call("train.now")
         late.stop()
-    line.release()
+    assert line.release() not in late.releases()
 
 
 def approve(proposal, nodes):

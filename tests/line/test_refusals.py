@@ -90,7 +90,7 @@ def test_a_wrong_passphrase_starts_nothing_and_the_right_one_does(tmp_path):
     )
     assert json.loads(made.stdout)["locked"] is True
     home = ["--home", str(tmp_path / "locked"), "--json"]
-    for given, code in (("wrong one", "wrong-passphrase"), ("", "passphrase-needed"), ("right one", "no-collective")):
+    for given, code in (("wrong one", "wrong-passphrase"), ("right one", "no-collective")):
         done = fishernet("up", *home, FISHERNET_PASSPHRASE=given)
         assert (done.returncode, json.loads(done.stderr)["error"]["code"]) == (1, code)
 

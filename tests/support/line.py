@@ -43,7 +43,7 @@ _SHARED = "In a village of La Mancha, the name of which I have no desire to call
 
 
 # -- waiting ---------------------------------------------------------------------------------------------------------
-def until(holds: Callable[[], Any], limit_s: float = 40.0, *, what: str = "", step_s: float = 0.1) -> Any:
+def until(holds: Callable[[], Any], limit_s: float = 60.0, *, what: str = "", step_s: float = 0.1) -> Any:
     """Wait for a condition and return what it gave; the test fails when it does not come true in time."""
     deadline = time.monotonic() + limit_s
     while not (found := holds()):
