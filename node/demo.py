@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -171,20 +172,25 @@ def _fetch(plan: Plan) -> Mapping[str, Path]:
 
 def _found(plan: Plan, nodes: list[DemoNode], auditor: DemoNode, texts: Mapping[str, Path], folder: Path) -> str:
     """Make the homes, add the rows, write the charter, let the others join; returns the collective's id."""
-    for node in (*nodes, auditor):
-        node.init(plan.model, {"rounds": str(plan.releases), **plan.train})
-    for node in nodes:
+
+    def make(node: DemoNode) -> None:
+        node.init(plan.model, {"rounds": str(plan.releases), **plan.train}, preload=node is nodes[0])
+        if node is auditor:
+            return
         part = folder / f"{node.name}.jsonl"
         with texts[node.name].open(encoding="utf-8") as lines:
             part.write_text("".join(line for line, _ in zip(lines, range(plan.rows), strict=False)), encoding="utf-8")
         added = node.cli("data", "add", str(part), "--dataset", node.name, "--held-out", plan.held_out[node.name])
         print(f"   {node.name}: {added['train_rows']} private rows, {added['held_out_rows']} held out", flush=True)
+
+    with ThreadPoolExecutor(max_workers=2) as two:
+        list(two.map(make, (*nodes, auditor)))
     founder, *others = nodes
     members = [f"--member={n.member}:{n.name}" for n in others] + [f"--member={auditor.member}:auditor:auditor"]
     charter = founder.cli("collective", "create", "--name", "demo", "--model", plan.model, *members, *plan.charter)
     collective = str(charter["id"])
-    for node in others:
-        node.cli("collective", "join", collective, founder.address())
+    with ThreadPoolExecutor(max_workers=2) as two:
+        list(two.map(lambda node: node.cli("collective", "join", collective, founder.address()), others))
     print(f"   collective {collective[:12]}: quorum {charter['quorum']} of 3, one auditor", flush=True)
     return collective
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,11 +60,12 @@ class DemoNode:
             raise NodeError(f"couldn't do {' '.join(args[:2])} on {self.name}: {done.stderr.strip()[-800:]}")
         return json.loads(done.stdout)
 
-    def init(self, model: str, settings: Mapping[str, str]) -> None:
+    def init(self, model: str, settings: Mapping[str, str], *, preload: bool) -> None:
         """Make the home with these settings of [train]; it listens on this machine only."""
         toml = self.home.with_suffix(".toml")
         listen = f'["/ip4/127.0.0.1/tcp/{self.port or 4242}"]'
-        lines = ["[node]", f'name = "{self.name}"', "[network]", f"listen = {listen}", "[serve]", "port = 0", "[train]"]
+        lines = ["[node]", f'name = "{self.name}"', "[network]", f"listen = {listen}", "[serve]", "port = 0"]
+        lines += [f"preload = {str(preload).lower()}", "[train]"]
         toml.write_text("\n".join([*lines, *(f"{k} = {v}" for k, v in settings.items()), ""]), encoding="utf-8")
         made = self.cli("init", "--config", str(toml), "--model", model)
         self.member, self.peer = str(made["member"]), str(made["peer"])
@@ -125,7 +127,13 @@ class DemoNode:
     # -- the API -----------------------------------------------------------------------------------------------------
     def answers(self, prompt: str) -> dict[str, str]:
         """A short greedy completion of `prompt` by every served model."""
-        serving = self.status()["serving"]
+        for _ in range(240):
+            serving = self.status()["serving"]
+            if serving["url"]:
+                break
+            time.sleep(0.5)
+        else:
+            raise NodeError(f"couldn't ask {self.name}: its API did not come up")
         url = urlsplit(str(serving["url"]))
         return {model: _complete(url.netloc, url.path, str(model), prompt) for model in serving["models"]}
 
