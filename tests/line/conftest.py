@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from line import Line, Node, make_node, running, sentences
+from line import Line, Node, make_node, published, running, sentences, until
 
 NAMES = ("clinic", "security", "cinema")
 
@@ -44,6 +44,8 @@ def line(trio: tuple[Line, Node]) -> Line:
     line, _ = trio
     line.start()
     line.agree(2)
+    for node in line.nodes:
+        until(lambda node=node: len(published(node)) >= 2, what=f"{node.name} has made its runs")
     return line
 
 

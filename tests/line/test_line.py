@@ -56,8 +56,8 @@ def test_log_shows_who_contributed_and_what_each_voter_measured_in_buckets(line)
     assert done.returncode == 0, done.stderr
     releases = [d for d in json.loads(done.stdout)["decisions"] if d["kind"] == "release"]
     names = {n.name for n in line.nodes}
-    assert {c["name"] for d in releases[:2] for c in d["contributions"]} == names
-    measured = [v for d in releases[:2] for v in d["votes"] if v["versus_base"] is not None]
+    assert {c["name"] for d in releases for c in d["contributions"]} == names
+    measured = [v for d in releases for v in d["votes"] if v["versus_base"] is not None]
     assert {v["name"] for v in measured} == names
     assert all(isinstance(v["versus_base"], int) and v["versus_base"] < 0 for v in measured)
     people = line["security"].cli("log")

@@ -149,7 +149,7 @@ def test_a_daemon_killed_in_the_middle_of_a_publish_publishes_that_run_once_afte
     line.settle()
     node = line["cinema"]
     before, blobs = published(node), blobs_of(node)
-    with refused(lambda: node.call("train.now", 90)) as errors:
+    with refused(lambda: node.call("train.now", 90, steps=40)) as errors:
         until(lambda: node.status()["training"]["state"] == "training", step_s=0.02, what="it trains")
         with writing_blocked(node):
             until(lambda: blobs_of(node) - blobs, step_s=0.02, what="the blob is made")
