@@ -151,7 +151,9 @@ def measure() -> None:
 
 
 @click.command()
-@click.option("--tiny", is_flag=True, help="With the small test model: under 90 seconds, nothing is downloaded.")
+@click.option(
+    "--tiny", is_flag=True, help="With the small test model: a quick check; only the texts are downloaded, once."
+)
 @click.option(
     "--report", type=click.Path(dir_okay=False, path_type=Path), default=Path("demo-report.json"), show_default=True
 )
