@@ -235,7 +235,7 @@ def test_no_file_names_a_place_of_one_machine_or_a_package_registry() -> None:
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize("text", ["see /work/x", "in '/tmp/y'", "--index-url x", "https://files.pythonhosted.org/a"])
+@pytest.mark.parametrize("text", ["see /opt/x", "in '/tmp/y'", "--index-url x", "https://registry.example/a"])
 def test_a_place_of_one_machine_would_be_seen(text: str) -> None:
     assert _MACHINE.search(text) or _REGISTRY.search(text)
 
