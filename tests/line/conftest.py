@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from line import Line, Node, make_node, published, running, sentences, until
+from line import Line, published, running
+from real_node import Node, make_node, sentences, until
 
 NAMES = ("clinic", "security", "cinema")
 

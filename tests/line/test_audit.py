@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from line import environment, make_node
+from real_node import environment, make_node
 
 from ledger import checkpoint
 from node.cli import run

@@ -6,7 +6,8 @@ import json
 
 import httpx
 import pytest
-from line import Line, make_node, sentences, until
+from line import Line
+from real_node import make_node, sentences, until
 
 from ledger.cuts import Cut
 from protocol.errors import Refused

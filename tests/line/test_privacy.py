@@ -10,7 +10,8 @@ import struct
 import pytest
 import zstandard
 from canaries import WINDOW, found, messages, plant
-from line import Line, make_node, running, sentences, until
+from line import Line, running
+from real_node import make_node, sentences, until
 
 CANARIES = plant("the rows of these tests")
 

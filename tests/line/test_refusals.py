@@ -11,17 +11,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from line import (
-    Line,
-    add_rows,
-    fishernet,
-    make_node,
-    published,
-    refused,
-    running,
-    sentences,
-    until,
-)
+from line import Line, published, refused, running
+from real_node import add_rows, fishernet, make_node, sentences, until
 
 from contrib import models
 from node import config
@@ -174,7 +165,7 @@ def test_a_full_disk_costs_at_most_a_run_and_never_the_node(small_disk):
         assert node.own() == before
         filler.unlink()
 
-        with refused(lambda: node.call("train.now", 90, steps=60)) as errors:
+        with refused(lambda: node.call("train.now", 90, steps=40)) as errors:
             until(lambda: node.status()["training"]["state"] == "training", step_s=0.02, what="it trains")
             filler = fill(small_disk)
         assert len(errors) == 1

@@ -8,7 +8,8 @@ import shutil
 import signal
 
 import pytest
-from line import add_rows, alive, blobs_of, published, refused, sentences, until, writing_blocked
+from line import blobs_of, published, refused, writing_blocked
+from real_node import add_rows, alive, sentences, until
 
 from ledger import votes
 from protocol.errors import FishernetError
@@ -64,6 +65,39 @@ def test_a_proposer_killed_between_its_votes_holds_nobody_up_and_never_votes_dif
     assert len(said) == len({(t == "vote.commit", attempt) for t, attempt in said})
     fold = rest[0].fold()
     assert len(fold.in_cut(fold.cut)[node.member]) == len(published(node)), "what it had learnt is released now"
+    assert no_double_votes(line)
+
+
+def test_a_worker_killed_while_training_costs_that_run_and_nothing_else(line):
+    node = line["cinema"]
+    before, pid = len(published(node)), node.pid
+    with refused(lambda: node.call("train.now", 90, steps=50_000)) as errors:
+        until(lambda: node.status()["training"].get("step", 0) > 0, what="it trains")
+        os.kill(node.status()["processes"]["trainer"], signal.SIGKILL)
+    assert [e.code for e in errors] == ["child-died"]
+    assert len(published(node)) == before
+    line.train([node])
+    assert len(published(node)) == before + 1
+    assert node.pid == pid
+
+
+def test_a_daemon_killed_in_the_middle_of_a_publish_publishes_that_run_once_after_restart(line):
+    line.settle()
+    node = line["cinema"]
+    before, blobs = published(node), blobs_of(node)
+    with hanging(without(line, node)), refused(lambda: node.call("train.now", 90, steps=40)) as errors:
+        until(lambda: node.status()["training"]["state"] == "training", step_s=0.02, what="it trains")
+        with writing_blocked(node):
+            until(lambda: blobs_of(node) - blobs, step_s=0.02, what="the blob is made")
+            node.kill()
+    assert errors
+    [blob] = blobs_of(node) - blobs
+    assert published(node) == before
+    line.start()
+    until(lambda: len(published(node)) > len(before), what="what was ready is published")
+    line.settle()
+    [fresh] = published(node)[len(before) :]
+    assert (fresh["number"], fresh["blob"]) == (before[-1]["number"] + 1, blob)
     assert no_double_votes(line)
 
 
@@ -130,36 +164,3 @@ def test_all_nodes_restart_at_once_and_none_waits_for_ever(line):
     line.start()
     line.settle()
     assert {node.name: node.size() for node in line.nodes} == {name: size + 1 for name, size in sizes.items()}
-
-
-def test_a_worker_killed_while_training_costs_that_run_and_nothing_else(line):
-    node = line["cinema"]
-    before, pid = len(published(node)), node.pid
-    with refused(lambda: node.call("train.now", 90, steps=50_000)) as errors:
-        until(lambda: node.status()["training"].get("step", 0) > 0, what="it trains")
-        os.kill(node.status()["processes"]["trainer"], signal.SIGKILL)
-    assert [e.code for e in errors] == ["child-died"]
-    assert len(published(node)) == before
-    line.train([node])
-    assert len(published(node)) == before + 1
-    assert node.pid == pid
-
-
-def test_a_daemon_killed_in_the_middle_of_a_publish_publishes_that_run_once_after_restart(line):
-    line.settle()
-    node = line["cinema"]
-    before, blobs = published(node), blobs_of(node)
-    with refused(lambda: node.call("train.now", 90, steps=40)) as errors:
-        until(lambda: node.status()["training"]["state"] == "training", step_s=0.02, what="it trains")
-        with writing_blocked(node):
-            until(lambda: blobs_of(node) - blobs, step_s=0.02, what="the blob is made")
-            node.kill()
-    assert errors
-    [blob] = blobs_of(node) - blobs
-    assert published(node) == before
-    line.start()
-    until(lambda: len(published(node)) > len(before), what="what was ready is published")
-    line.settle()
-    [fresh] = published(node)[len(before) :]
-    assert (fresh["number"], fresh["blob"]) == (before[-1]["number"] + 1, blob)
-    assert no_double_votes(line)
