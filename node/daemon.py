@@ -113,6 +113,7 @@ class Daemon:
                 allowed=seat.may_read,
                 on_records=seat.receive,
                 wants=self._wants,
+                farewell=seat.farewell,
                 peers=lambda: seat.fold.peers,
             ),
         )

@@ -86,12 +86,16 @@ class Asker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeskRules:
-    """Who we are, whom we serve, and who wants to know which verified peer speaks for which member."""
+    """Who we are, whom we serve, and who wants to know which verified peer speaks for which member.
+
+    `farewell(reader, feed)` is how many entries of a feed we still show to one who is not allowed: a former member.
+    """
 
     collective: CollectiveId
     binding: Binding
     allowed: Callable[[MemberId], bool]
     met: Callable[[Binding], None]
+    farewell: Callable[[MemberId, MemberId], int]
 
 
 class Desk:
@@ -125,21 +129,25 @@ class Desk:
     async def _feed(self, stream: Stream) -> None:
         async with _refusing(stream):
             request, member = await self._read(stream, wire.FeedRequest)
-            self._members_only(member)
-            page = await asyncio.to_thread(self._page, request.member, request.start)
+            end = None if member else self._rules.farewell(request.binding.member, request.member)
+            self._members_only(end is None or request.start < end)
+            page = await asyncio.to_thread(self._page, request.member, request.start, end)
             await stream.write(wire.answer(page.to_bytes()))
 
-    def _page(self, member: MemberId, start: int) -> wire.FeedPage:
+    def _page(self, member: MemberId, start: int, end: int | None) -> wire.FeedPage:
         collective = self._rules.collective
         held = {head.member: head.note for head in self._store.heads(collective)}
         if member not in held:
             raise UnknownHere(f"couldn't serve feed of {member[:12]}: it is not held")
-        return wire.page_of(held[member], to_wire(self._records(member, start)))
+        return wire.page_of(held[member], to_wire(self._records(member, start, end)))
 
-    def _records(self, member: MemberId, start: int) -> Iterator[Record]:
-        while records := self._store.records(self._rules.collective, member, start, _CHUNK_RECORDS):
+    def _records(self, member: MemberId, start: int, end: int | None) -> Iterator[Record]:
+        count = _CHUNK_RECORDS if end is None else min(_CHUNK_RECORDS, end - start)
+        while records := self._store.records(self._rules.collective, member, start, count):
             yield from records
             start += len(records)
+            if end is not None:
+                count = min(count, end - start)
 
     async def _blob(self, stream: Stream) -> None:
         async with _refusing(stream):

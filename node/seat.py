@@ -78,6 +78,16 @@ class Seat:
         """Whether a member gets feeds and blobs: everybody with a seat, in any role."""
         return self.fold.known and self.fold.charter.member(member) is not None
 
+    def farewell(self, reader: MemberId, feed: MemberId) -> int:
+        """How many entries of a feed a former member may still read: those that it needs to learn that its seat is gone."""
+        for decision, after in zip(reversed(self.fold.decisions), reversed(self.fold.charters), strict=False):
+            if after.member(reader) is not None:
+                return 0  # it has a seat
+            if decision.charter.member(reader) is not None:
+                said = [s.seq + 1 for s in (decision.proposal, *decision.commits) if s.member == feed]
+                return max(decision.value.place.size_of(feed), *said, 0)
+        return 0
+
     def append(self, event: Event, state: Mapping[str, bytes] | None = None) -> Record:
         """Sign and store one event of our feed with `state`, apply it, and tell the listeners.
 

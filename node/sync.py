@@ -55,13 +55,15 @@ class SyncRules:
     """What the node decides: whom we serve, whose feeds we take, and what happens with news.
 
     `wants` is `allowed` unless given (a joiner serves nobody yet, but takes the founder's feed). `peers` says which peer
-    speaks for which member by the feeds, so that members find each other whom no configuration introduced.
+    speaks for which member by the feeds, so that members find each other whom no configuration introduced. `farewell`
+    says how many entries of a feed a former member may still read.
     """
 
     allowed: Callable[[MemberId], bool]
     on_records: Callable[[MemberId, Sequence[Record]], None]
     wants: Callable[[MemberId], bool] | None = None
     on_fork: Callable[[Fork], None] | None = None
+    farewell: Callable[[MemberId, MemberId], int] = lambda _reader, _feed: 0
     peers: Callable[[], Mapping[PeerId, MemberId]] | None = None
 
 
@@ -104,9 +106,14 @@ class Sync:
         self._wants = rules.wants or rules.allowed
         self._backoff = Backoff(time.monotonic)
         self._asker = Asker(network, collective, self._binding)
-        self._desk = Desk(
-            store, blobs, DeskRules(collective=collective, binding=self._binding, allowed=rules.allowed, met=self.met)
+        desk = DeskRules(
+            collective=collective,
+            binding=self._binding,
+            allowed=rules.allowed,
+            met=self.met,
+            farewell=rules.farewell,
         )
+        self._desk = Desk(store, blobs, desk)
         self._fetcher = Fetcher(self._asker, blobs, self._backoff, self._holders)
         self._feeds: dict[MemberId, _Feed] = {}
         self._directory = Directory(network.peer)

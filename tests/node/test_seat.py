@@ -11,6 +11,7 @@ from seats import Sitter, Table
 
 from ledger import charter as charters
 from ledger import events
+from ledger.collective import Collective
 from ledger.entry import MAX_SEEN
 from ledger.store import Store
 from node.errors import AppendPaused, PassphraseNeeded
@@ -169,6 +170,22 @@ def test_feeds_and_blobs_are_for_those_with_a_seat(tmp_path: Path) -> None:
     table.amend({"op": "remove", "id": table["aud"].id})
     assert not seat.may_read(table["aud"].id)
     table.close()
+
+
+def test_a_former_member_may_read_up_to_the_decision_that_took_its_seat_and_learns_of_it_from_that(
+    table: Table,
+) -> None:
+    ada, bob = table["ada"], table["bob"]
+    assert not ada.seat.farewell(bob.id, ada.id), "it has a seat and needs no farewell"
+    table.amend({"op": "remove", "id": bob.id})
+    ada.seat.append(started())
+    far = {s.id: ada.seat.farewell(bob.id, s.id) for s in table}
+    assert 0 < far[ada.id] < ada.fold.sizes[ada.id]
+    late = Collective(ada.seat.collective)
+    for s in table:
+        late.apply_all(s.store.records(late.id, s.id)[: far[s.id]])
+    assert late.charter.member(bob.id) is None
+    assert not ada.seat.farewell(member_id(key("sam")), ada.id), "a stranger gets nothing"
 
 
 def test_the_newest_commitment_to_a_data_set_is_known(table: Table) -> None:

@@ -143,6 +143,21 @@ async def test_stranger_gets_only_the_checkpoint(tmp_path):
 
 
 @live
+async def test_former_member_gets_the_entries_that_took_its_seat_and_no_more(tmp_path):
+    one, gone = homes(tmp_path, "ab")
+    async with Node(one, [one], farewell=lambda reader, feed: 2 * (reader == gone.member)) as a:
+        for n in range(3):
+            a.append(n=n)
+        async with swarm_of(gone) as x:
+            asker = Asker(x.swarm, COLLECTIVE, binding.verify(gone.binding))
+            peer = await x.swarm.dial(a.address)
+            for start in (0, 1):
+                assert len((await asker.page(peer, one.member, start)).records) == 2 - start
+            with pytest.raises(PeerRefused, match="not-a-member"):
+                await asker.page(peer, one.member, 2)
+
+
+@live
 async def test_joiner_takes_the_founders_feed_but_serves_nobody(tmp_path):
     one, three = homes(tmp_path, "ac")
     async with Node(one, [one, three]) as a, Node(three, [], known=[a.address], wants=lambda member: True) as c:
