@@ -11,6 +11,9 @@ Refused
 ├── BadDatasetName              a name that could not be typed back
 ├── DatasetExists               the name is taken and neither append nor replace was chosen
 ├── UnknownDataset              no data set of that name in this store
+├── NotPermitted                no permit covers what was to be read
+├── BadPermit                   a permit that makes no sense
+├── RowsSealed                  rows are encrypted: a key is needed, or the passphrase is wrong
 ├── SplitConflict               a row would be training in one data set and held out in another
 ├── SelectionRefused            Fisher, residual or rule from which nothing can be chosen
 ├── MergeRefused                registers, weights and recipe that do not fit together
@@ -31,6 +34,7 @@ Retry
 └── DownloadFailed              a package could not be fetched, or is not the one that was pinned
 Fatal
 └── RowsDamaged                 rows.db is not a row store that this version can read
+    └── RowsOutdated            it is of an older version that a writer brings up to date
 """
 
 from __future__ import annotations
@@ -100,6 +104,24 @@ class UnknownDataset(Refused):
     code: ClassVar[str] = "unknown-dataset"
 
 
+class NotPermitted(Refused):
+    """No permit covers these rows: none was given, or it is for another data set, action or time."""
+
+    code: ClassVar[str] = "not-permitted"
+
+
+class BadPermit(Refused):
+    """A permit that makes no sense."""
+
+    code: ClassVar[str] = "bad-permit"
+
+
+class RowsSealed(Refused):
+    """The rows are encrypted and the key that opens them is missing or another one."""
+
+    code: ClassVar[str] = "rows-sealed"
+
+
 class SplitConflict(Refused):
     """A row would be training material in one data set and held out in another."""
 
@@ -134,6 +156,12 @@ class RowsDamaged(Fatal):
     """The row store is not one that this version can read."""
 
     code: ClassVar[str] = "rows-damaged"
+
+
+class RowsOutdated(RowsDamaged):
+    """The row store is of an older version; whoever opens it for writing brings it up to date."""
+
+    code: ClassVar[str] = "rows-outdated"
 
 
 class SelectionRefused(Refused):

@@ -1,6 +1,6 @@
 """Measures a view on held-out rows: loss in nats per token, and accuracy where the answers are labels.
 
-Knows nothing of gates or verdicts. Invariant: the sample depends on the contents of the held-out rows alone (the
+Knows nothing of gates or verdicts. Invariant: the sample depends on what the permits show of the held-out rows alone (the
 smallest digests first), so every view is measured on the same rows, and a larger sample contains a smaller one.
 """
 
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from contrib.adapters import Vector
 from contrib.encoding import Encoded, encode, encode_one
 from contrib.errors import Diverged, NothingToLearn
 from contrib.learner import Learner, token_losses
+from contrib.permit import Permit
 from contrib.rows import Row, RowStore
 
 LABEL_ROWS = 64  # accuracy costs one sequence per row and label; more rows than this are not asked
@@ -38,22 +39,28 @@ class Loss:
     accuracy: float | None
 
 
-def sample(store: RowStore, datasets: Sequence[str], max_rows: int) -> list[Sample]:
-    """At most `max_rows` held-out rows of the data sets together, smallest digest first; one sample per data set.
+def sample(store: RowStore, datasets: Sequence[str], max_rows: int, permits: Mapping[str, Permit]) -> list[Sample]:
+    """At most `max_rows` permitted held-out rows of the data sets together, smallest digest first; one sample each.
+
+    Labels are those that a permitted row has for its answer: an answer that only other rows give is never tried.
 
     Raises:
+        NotPermitted: a data set without a permit that covers evaluating on it now.
         UnknownDataset: the store has no data set of a name.
         NothingToLearn: no row is held out.
     """
-    found = ((row.digest(), name, row) for name in datasets for row in store.rows(name, "held_out"))
+    rows = {name: store.rows(name, "held_out", permit=permits.get(name)) for name in datasets}
+    found = ((row.digest(), name, row) for name, shown in rows.items() for row in shown)
     chosen = heapq.nsmallest(max_rows, found, key=lambda entry: entry[:2])
     if not chosen:
         raise NothingToLearn(f"couldn't measure: data sets {', '.join(datasets) or '(none)'} have no held-out rows")
     samples = []
-    for name in datasets:
-        rows = tuple(row for _, owner, row in chosen if owner == name)
-        if rows:
-            samples.append(Sample(rows=rows, labels=store.summary(name).labels or ()))
+    for name, shown in rows.items():
+        mine = tuple(row for _, owner, row in chosen if owner == name)
+        if mine:
+            given = {row.answer() for row in shown}
+            labels = tuple(label for label in store.summary(name).labels or () if label in given)
+            samples.append(Sample(rows=mine, labels=labels))
     return samples
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, NoReturn, TypeAlias, assert_never, get_args
 
@@ -26,6 +26,7 @@ from contrib.errors import (
     UnreadableRow,
     WrongEncoding,
 )
+from contrib.permit import tags_of
 from contrib.row import MAX_ROW_BYTES, Message, Row, chat_row, pair_row, text_row
 
 Format: TypeAlias = Literal["jsonl", "csv", "parquet", "text", "document"]
@@ -55,9 +56,11 @@ class _Names:
     text: str | None
     prompt: str | None
     completion: str | None
+    tags: str | None
+    subject: str | None
 
     def columns(self) -> set[str]:
-        chosen = {name for name in (self.text, self.prompt, self.completion) if name}
+        chosen = {name for name in (self.text, self.prompt, self.completion, self.tags, self.subject) if name}
         return chosen | {"messages", "prompt", "completion", "text"}
 
 
@@ -68,6 +71,9 @@ def read(
     text_field: str | None = None,
     prompt_field: str | None = None,
     completion_field: str | None = None,
+    tags: Sequence[str] = (),
+    tag_field: str | None = None,
+    subject_field: str | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of a file in its order.
 
@@ -78,9 +84,12 @@ def read(
         text_field: read this field as the text of plain text rows.
         prompt_field: read this field as the prompt of pairs.
         completion_field: read this field as the completion of pairs.
+        tags: tags of every row.
+        tag_field: a field with more tags of its row: one, a list, or several with commas between them.
+        subject_field: a field that says whom the row is about (text or a whole number); empty for nobody.
 
     Raises:
-        BadRows: field options that exclude each other.
+        BadRows: field options that exclude each other or that the format has no fields for; a tag that cannot be taken.
         UnreadableFile: missing, a folder, an unknown suffix, or not of its format.
         WrongEncoding: not UTF-8.
         UnreadableRow, RowTooLarge, MixedKinds: the message names file and line.
@@ -89,13 +98,18 @@ def read(
     chosen = format or _format_of(path)
     if text_field and (prompt_field or completion_field):
         raise BadRows(f"couldn't read {path.name}: choose a text field or prompt and completion fields, not both")
-    names = _Names(text=text_field, prompt=prompt_field, completion=completion_field)
+    if (tag_field or subject_field) and chosen in ("text", "document"):
+        raise BadRows(f"couldn't read {path.name}: a {chosen} file has no fields for tags or subjects")
+    common = tags_of(tags)
+    names = _Names(
+        text=text_field, prompt=prompt_field, completion=completion_field, tags=tag_field, subject=subject_field
+    )
     kind = None
     for place, row in _rows(path, chosen, names):
         kind = kind or row.kind
         if row.kind != kind:
             raise MixedKinds(f"couldn't read {place}: a {row.kind} row after {kind} rows; use one file for each kind")
-        yield row
+        yield replace(row, tags=_joined(place, common, row.tags)) if common else row
     if kind is None:
         raise EmptyDataset(f"couldn't read {path.name}: there are no rows in it")
 
@@ -257,6 +271,44 @@ def _bounded(place: Place, size: int) -> int:
 
 
 def _row(place: Place, record: Record, names: _Names) -> Row:
+    row = _content(place, record, names)
+    if not (names.tags or names.subject):
+        return row
+    try:
+        tags = _tags(record, names.tags) if names.tags else ()
+        subject = _subject(record, names.subject) if names.subject else None
+    except BadRows as e:
+        raise _placed(place, e) from None
+    return replace(row, tags=tags, subject=subject)
+
+
+def _tags(record: Record, name: str) -> tuple[str, ...]:
+    value = _field(record, name)
+    found = value.split(",") if isinstance(value, str) else [] if value is None else value
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise UnreadableRow(f"couldn't take row: the field {name!r} is {_called(value)}, tags are texts")
+    return tags_of(stripped for each in found if (stripped := each.strip()))
+
+
+def _subject(record: Record, name: str) -> str | None:
+    value = _field(record, name)
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise UnreadableRow(f"couldn't take row: the field {name!r} is {_called(value)}, a text or number is expected")
+    return str(value).strip() or None if value is not None else None
+
+
+def _joined(place: Place, common: tuple[str, ...], own: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return tags_of((*common, *own))
+    except BadRows as e:
+        raise _placed(place, e) from None
+
+
+def _placed(place: Place, error: BadRows) -> BadRows:
+    return type(error)(f"couldn't read {place}: {str(error).partition(': ')[2]}")
+
+
+def _content(place: Place, record: Record, names: _Names) -> Row:
     try:
         if names.text:
             return text_row(_text(record, names.text))
@@ -270,14 +322,17 @@ def _row(place: Place, record: Record, names: _Names) -> Row:
             return text_row(_text(record, "text"))
         _unknown(record)
     except BadRows as e:
-        cause = str(e).partition(": ")[2]
-        raise type(e)(f"couldn't read {place}: {cause}") from None
+        raise _placed(place, e) from None
+
+
+def _field(record: Record, name: str) -> object:
+    if name not in record:
+        raise UnreadableRow(f"couldn't take row: there is no field {name!r}")
+    return record[name]
 
 
 def _text(record: Record, name: str) -> str:
-    if name not in record:
-        raise UnreadableRow(f"couldn't take row: there is no field {name!r}")
-    value = record[name]
+    value = _field(record, name)
     if not isinstance(value, str):
         raise UnreadableRow(f"couldn't take row: the field {name!r} is {_called(value)}, text is expected")
     return value

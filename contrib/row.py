@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from contrib.errors import RowTooLarge, UnreadableRow
@@ -34,13 +34,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One private row; only the fields of its kind are filled. Make it with `text_row`, `pair_row` or `chat_row`."""
+    """One private row; only the fields of its kind are filled. Make it with `text_row`, `pair_row` or `chat_row`.
+
+    Tags and subject say how it is filed, on its way into the store; they are no content, and no row that is read has them.
+    """
 
     kind: Kind
     text: str = ""
     prompt: str = ""
     completion: str = ""
     messages: tuple[Message, ...] = ()
+    tags: tuple[str, ...] = field(default=(), compare=False)
+    subject: str | None = field(default=None, compare=False, repr=False)  # whom it is about, in the owner's words
 
     def canonical(self) -> bytes:
         """The canonical bytes of the content: what is stored, digested and committed to."""
@@ -69,6 +74,17 @@ class Row:
             return self
         last = max(i for i, m in enumerate(self.messages) if m.role == "assistant")
         return chat_row([*self.messages[:last], Message(role="assistant", content=answer)])
+
+    def learnable(self) -> bool:
+        """Whether there is something to learn: a text, a completion, an assistant's answer."""
+        answers = "".join(m.content for m in self.messages if m.role == "assistant")
+        return bool({"text": self.text, "pair": self.completion, "chat": answers}[self.kind].strip())
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are filled: text | prompt, completion | the roles of a chat; ascending."""
+        if self.kind == "chat":
+            return tuple(sorted({m.role for m in self.messages}))
+        return ("text",) if self.kind == "text" else ("completion", "prompt")
 
     def characters(self) -> int:
         """Length of all texts in the row."""

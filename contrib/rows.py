@@ -1,47 +1,50 @@
 """The store of one node's private rows (`rows.db`); what a row is stands in `contrib.row`.
 
-Rows enter through `RowStore.add` and never leave the node: the ledger gets counts and two salted Merkle roots. The
-store knows nothing of files, tokens or ledgers. Invariants: one `add` is one transaction, so a refused input leaves
-nothing; a data set holds each content once and one kind of rows; no content is training material in one data set and
-held out in another; reading order is the order of arrival.
+Rows enter through `RowStore.add` and never leave the node: the ledger gets counts and two salted Merkle roots. Contents
+are read through `RowStore.rows` alone, and only as far as a permit goes. The store knows nothing of files, tokens or
+ledgers. Invariants: one `add` is one transaction, so a refused input leaves nothing; a data set holds each content once
+for each way it is filed (tags, subject) and one kind of rows; no content is training material in one data set and held
+out in another; reading order is the order of arrival.
 
-Disk: `rows.db` (SQLite, WAL, mode 0600) is written by this module alone and trusted; losing it loses the node's rows
-and the salts that open its commitments, nothing that other members need.
+Disk: `rows.db` (SQLite, WAL, mode 0600) is written by this package alone and trusted; losing it loses the node's rows
+and the salts that open its commitments, nothing that other members need. With a data key its rows are sealed.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import secrets
-from collections import Counter
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Final, Literal, Self, TypeAlias
 
 from sqlite_utils import Database
 
-from contrib import splitting
+from contrib import datasets, forgetting, splitting
+from contrib.datasets import DatasetSummary, Description, Found
 from contrib.errors import (
     BadDatasetName,
     BadRows,
     DatasetExists,
     EmptyDataset,
     MixedKinds,
+    NotPermitted,
     SplitConflict,
     UnknownDataset,
 )
+from contrib.permit import Permit
 from contrib.row import MAX_ROW_BYTES, ROLES, Kind, Message, Row, chat_row, pair_row, stored_row, text_row
 from contrib.rows_file import connect, forget_deleted, transaction, translated
+from contrib.rows_table import CHUNK, RowTable
 from contrib.splitting import Part
+from contrib.summarising import summarise
 from protocol.ids import Digest
-from protocol.merkle import Frontier
 
 __all__ = [
-    "HELD_OUT_PPM", "MAX_ROW_BYTES", "ROLES", "DatasetSummary", "IfExists", "Kind", "Message", "Part", "Row",
-    "RowStore", "chat_row", "pair_row", "text_row",
+    "HELD_OUT_PPM", "MAX_ROW_BYTES", "ROLES", "DatasetSummary", "Description", "Found", "IfExists", "Kind", "Message",
+    "Part", "Permit", "Row", "RowStore", "chat_row", "pair_row", "text_row",
 ]  # fmt: skip
 
 IfExists: TypeAlias = Literal["refuse", "append", "replace"]
@@ -49,49 +52,53 @@ IfExists: TypeAlias = Literal["refuse", "append", "replace"]
 HELD_OUT_PPM: Final = 100_000
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-_CHUNK: Final = 500
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetSummary:
-    """What may be said about a data set without showing a row; the roots commit to both parts."""
-
-    name: str
-    kind: Kind
-    held_out_ppm: int
-    train_rows: int
-    held_out_rows: int
-    duplicates: int  # rows that were dropped because their content was there already
-    characters: int
-    train_root: Digest
-    held_out_root: Digest
-    labels: tuple[str, ...] | None  # private: the answers, when they look like labels
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 class RowStore:
     """The rows of one node. One object per thread; opening is cheap. Use `open`, and `close` or a `with` block."""
 
-    def __init__(self, db: Database, entropy: Callable[[int], bytes]) -> None:
+    def __init__(self, db: Database, table: RowTable, clock: Callable[[], int]) -> None:
         """Wrap an open database; `open` is the way in."""
         self._db = db
-        self._entropy = entropy
+        self._table = table
+        self._clock = clock
 
     @classmethod
     def open(
-        cls, path: Path, *, read_only: bool = False, entropy: Callable[[int], bytes] = secrets.token_bytes
+        cls,
+        path: Path,
+        *,
+        key: bytes | None = None,
+        read_only: bool = False,
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
+        clock: Callable[[], int] = _now_ms,
     ) -> Self:
         """Open the store at `path`; a writer creates it (mode 0600) when it is missing.
 
         Args:
             path: the database file.
+            key: the 32-byte data key; a new store is sealed when there is one, a plain store stays plain. Without it, a
+                sealed store shows its counts and no content.
             read_only: for the worker process; nothing is created or written.
-            entropy: where the salts of the commitments come from.
+            entropy: where the salts of the commitments and the nonces come from.
+            clock: the time in ms, which ends permits and dates rows.
 
         Raises:
-            RowsDamaged: missing (read-only), not a row store, or of a newer version.
+            RowsDamaged: missing (read-only), not a row store, or of another version.
+            RowsSealed: sealed with another key.
             RowsBusy: another process holds it for writing.
         """
-        return cls(Database(connect(path, read_only=read_only), execute_plugins=False), entropy)
+        db = Database(connect(path, read_only=read_only), execute_plugins=False)
+        try:
+            with translated(f"open row store {path}"):
+                return cls(db, RowTable.open(db, entropy, key, read_only=read_only), clock)
+        except BaseException:
+            db.close()
+            raise
 
     def close(self) -> None:
         """Close the database; the store cannot be used afterwards."""
@@ -105,6 +112,12 @@ class RowStore:
         """Close the store."""
         self.close()
 
+    @property
+    def sealed(self) -> bool:
+        """Whether the rows are encrypted at rest."""
+        return self._table.sealed
+
+    # -- writing -----------------------------------------------------------------------------------------------------
     def add(
         self,
         dataset: str,
@@ -112,6 +125,7 @@ class RowStore:
         held_out_ppm: int | None = None,
         *,
         if_exists: IfExists = "refuse",
+        description: Description | None = None,
     ) -> DatasetSummary:
         """Store `rows` under the name `dataset`, all or none, and return the summary of the whole data set.
 
@@ -120,9 +134,11 @@ class RowStore:
             rows: consumed once; an error raised by it undoes everything.
             held_out_ppm: share of split keys to hold out; default 100,000, or the data set's own when appending.
             if_exists: what to do when the name is taken.
+            description: what the owner declares; default what was declared before.
 
         Raises:
             BadDatasetName, DatasetExists, EmptyDataset, MixedKinds, SplitConflict: see `contrib.errors`.
+            RowsSealed: the store is sealed and was opened without its key.
             RowsBusy, RowsFull: nothing was stored; try again.
         """
         if not _NAME.match(dataset):
@@ -135,13 +151,15 @@ class RowStore:
                 raise DatasetExists(
                     f"couldn't add data set {dataset!r}: the name is taken; append to it, replace it, or choose another"
                 )
+            declared = description or (before.description if before else Description())
             if before and if_exists == "replace":
                 self._delete(dataset)
                 before = None
             share = _share(dataset, before, held_out_ppm)
             duplicates = self._insert(dataset, rows, share, before.kind if before else None)
             self._refuse_straddling(dataset)
-            summary = self._summarise(dataset, share, duplicates + (before.duplicates if before else 0))
+            duplicates += before.duplicates if before else 0
+            summary = summarise(self._db, self._table, dataset, declared, share=share, duplicates=duplicates)
             self._save(summary)
         if if_exists == "replace":
             forget_deleted(self._db.conn)
@@ -159,11 +177,75 @@ class RowStore:
                 self._delete(dataset)
             forget_deleted(self._db.conn)
 
+    def find(
+        self,
+        dataset: str,
+        *,
+        digest: Digest | None = None,
+        subject: str | None = None,
+        before_ms: int | None = None,
+    ) -> Found:
+        """The rows with this content digest, about this subject, or that came before a time, and what commits to them.
+
+        Raises:
+            UnknownDataset: no such data set.
+            RowsSealed: the store is sealed and its key is not here.
+        """
+        self.summary(dataset)
+        with translated(f"search data set {dataset!r}"):
+            stored = None if digest is None else self._table.digest(digest)
+            about = None if subject is None else self._table.subject(subject)
+            return forgetting.find(self._db, dataset, digest=stored, subject=about, before_ms=before_ms)
+
+    def forget(self, dataset: str, ids: Iterable[int]) -> DatasetSummary:
+        """Delete these rows with their salts (those that are still there) and return the summary of what remains.
+
+        The commitment changes; the database is written anew, so that no page keeps a byte of them.
+
+        Raises:
+            UnknownDataset: no such data set.
+            RowsBusy: a reader keeps the old bytes alive; forget again when it has ended.
+        """
+        with translated(f"forget rows of {dataset!r}"):
+            with transaction(self._db.conn):
+                before = self.summary(dataset)
+                forgetting.delete(self._db, dataset, ids)
+                summary = summarise(
+                    self._db,
+                    self._table,
+                    dataset,
+                    before.description,
+                    share=before.held_out_ppm,
+                    duplicates=before.duplicates,
+                    kind=before.kind,
+                )
+                self._save(summary)
+            forget_deleted(self._db.conn, rewrite=True)
+        return summary
+
+    def seal(self, key: bytes) -> int:
+        """Seal a plain store with this data key and overwrite the plain bytes; returns how many rows it holds.
+
+        Done again on a store that this key sealed, it only overwrites once more.
+
+        Raises:
+            RowsSealed: it was sealed with another key.
+            RowsBusy: a reader keeps the plain bytes alive; seal again when it has ended.
+        """
+        with translated("seal rows"):
+            if not self.sealed:
+                with transaction(self._db.conn):
+                    sealed = self._table.seal(key)
+                self._table = sealed
+            forget_deleted(self._db.conn, rewrite=True)
+            return int(self._db.execute("SELECT count(*) FROM rows").fetchone()[0])
+
+    # -- reading -----------------------------------------------------------------------------------------------------
     def datasets(self) -> list[DatasetSummary]:
         """The summaries of all data sets, by name."""
         with translated("list data sets"):
-            found = self._db.query("SELECT * FROM datasets ORDER BY name")
-            return [_summary_of(record) for record in found]
+            names = [row[0] for row in self._db.execute("SELECT name FROM datasets ORDER BY name")]
+            return [found for name in names if (found := self._find(name)) is not None]
 
     def summary(self, dataset: str) -> DatasetSummary:
         """The summary of one data set.
@@ -178,41 +260,69 @@ class RowStore:
         return found
 
     def rows(
-        self, dataset: str, part: Part = "train", *, limit: int | None = None, seed: int | None = None
+        self,
+        dataset: str,
+        part: Part = "train",
+        *,
+        permit: Permit | None = None,
+        limit: int | None = None,
+        seed: int | None = None,
     ) -> list[Row]:
-        """The rows of one part: in order of arrival, or shuffled by `seed`; the first `limit` of that order.
+        """What the permit shows of one part: in order of arrival, or shuffled by `seed`; the first `limit` of that order.
 
+        Rows whose tags it does not cover do not exist for the caller; the others are restricted to its columns, and
+        dropped when nothing to learn is left of them. Tags and subjects are never shown.
         Law: equal stores, equal arguments, equal lists; a smaller `limit` gives a prefix of a larger one.
 
         Raises:
+            NotPermitted: no permit, or one for another data set, action or time.
             UnknownDataset: no such data set.
+            RowsSealed: the store is sealed and its key is not here.
         """
-        self.summary(dataset)
+        wanted, allowed = self._covered(dataset, part, permit)
+        if seed is not None:
+            random.Random(seed).shuffle(wanted)  # noqa: S311 - repeatable on purpose
+        found: list[Row] = []
+        most = len(wanted) if limit is None else max(limit, 0)
         with translated(f"read data set {dataset!r}"):
-            cursor = self._db.execute("SELECT id FROM rows WHERE dataset = ? AND part = ? ORDER BY id", [dataset, part])
-            ids: list[int] = [row[0] for row in cursor]
-            if seed is not None:
-                random.Random(seed).shuffle(ids)  # noqa: S311 - repeatable on purpose
-            wanted = ids if limit is None else ids[: max(limit, 0)]
-            return [stored_row(content) for chunk in _chunks(wanted) for content in self._contents(chunk)]
+            for _, content in self._table.contents(dataset, wanted[:most] if allowed.columns is None else wanted):
+                if len(found) >= most:
+                    break
+                shown = allowed.shown(stored_row(content))
+                if shown is not None:
+                    found.append(shown)
+        return found
 
-    def _contents(self, ids: list[int]) -> Iterator[bytes]:
-        query = "SELECT id, content FROM rows WHERE id IN (SELECT value FROM json_each(?))"
-        found: dict[int, bytes] = dict(self._db.execute(query, [json.dumps(ids)]))
-        return (found[i] for i in ids)
+    def count(self, dataset: str, part: Part = "train", *, permit: Permit | None = None) -> int:
+        """How many rows of one part carry tags that the permit covers. Raises as `rows`."""
+        return len(self._covered(dataset, part, permit)[0])
+
+    def _covered(self, dataset: str, part: Part, permit: Permit | None) -> tuple[list[int], Permit]:
+        self.summary(dataset)
+        if permit is None:
+            raise NotPermitted(
+                f"couldn't read data set {dataset!r}: no permit was given; rows are read under a grant only"
+            )
+        permit.check(dataset, part, self._clock())
+        with translated(f"read data set {dataset!r}"):
+            if not (permit.tags_all or permit.tags_none):
+                return self._table.ids(dataset, part), permit
+            return [number for number, tags in self._table.tagged(dataset, part) if permit.covers(tags)], permit
 
     def _find(self, dataset: str) -> DatasetSummary | None:
-        found = self._db.query("SELECT * FROM datasets WHERE name = ?", [dataset])
-        return next((_summary_of(record) for record in found), None)
+        found = next(iter(self._db.query("SELECT * FROM datasets WHERE name = ?", [dataset])), None)
+        if found is None:
+            return None
+        return datasets.summary_of(found, self._table.labels(dataset, found["labels"]), sealed=self._table.sealed)
 
     def _delete(self, dataset: str) -> None:
         self._db.execute("DELETE FROM rows WHERE dataset = ?", [dataset])
         self._db.execute("DELETE FROM datasets WHERE name = ?", [dataset])
 
     def _insert(self, dataset: str, rows: Iterable[Row], share: int, kind: Kind | None) -> int:
-        taken, written = 0, self._db.conn.total_changes
+        taken, held = 0, self._held(dataset)
 
-        def records() -> Iterator[dict[str, str | bytes]]:
+        def drawn() -> Iterator[tuple[Row, Part]]:
             nonlocal taken, kind
             for taken, row in enumerate(rows, 1):
                 kind = kind or row.kind
@@ -221,20 +331,16 @@ class RowStore:
                         f"couldn't add row {taken}: it is a {row.kind} row, the data set holds {kind} rows;"
                         " use one data set for each kind"
                     )
-                key = row.split_key()
-                yield {
-                    "dataset": dataset,
-                    "part": splitting.part_of(key, share),
-                    "digest": row.digest(),
-                    "split_key": key,
-                    "salt": self._entropy(splitting.SALT_BYTES),
-                    "content": row.canonical(),
-                }
+                yield row, splitting.part_of(row.split_key(), share)
 
-        self._db.table("rows").insert_all(records(), ignore=True, batch_size=_CHUNK)
+        records = self._table.records(dataset, drawn(), self._clock())
+        self._db.table("rows").insert_all(records, ignore=True, batch_size=CHUNK)
         if not taken:
             raise EmptyDataset(f"couldn't add data set {dataset!r}: there are no rows in the input")
-        return taken - (self._db.conn.total_changes - written)
+        return taken - (self._held(dataset) - held)
+
+    def _held(self, dataset: str) -> int:
+        return int(self._db.execute("SELECT count(*) FROM rows WHERE dataset = ?", [dataset]).fetchone()[0])
 
     def _refuse_straddling(self, dataset: str) -> None:
         found = self._db.execute(
@@ -248,36 +354,10 @@ class RowStore:
                 " use the same held-out share"
             )
 
-    def _summarise(self, dataset: str, share: int, duplicates: int) -> DatasetSummary:
-        trees: dict[str, Frontier] = {"train": Frontier(), "held_out": Frontier()}
-        answers: Counter[str] = Counter()
-        characters = 0
-        kind: Kind = "text"
-        cursor = self._db.execute("SELECT part, salt, content FROM rows WHERE dataset = ? ORDER BY id", [dataset])
-        for part, salt, content in cursor:
-            row = stored_row(content)
-            trees[part].append(splitting.commitment_leaf(salt, content))
-            characters += row.characters()
-            kind = row.kind
-            if (answer := row.answer()) is not None and len(answers) <= splitting.MAX_LABELS:
-                answers[answer] += 1
-        return DatasetSummary(
-            name=dataset,
-            kind=kind,
-            held_out_ppm=share,
-            train_rows=trees["train"].size,
-            held_out_rows=trees["held_out"].size,
-            duplicates=duplicates,
-            characters=characters,
-            train_root=Digest(trees["train"].root().hex()),
-            held_out_root=Digest(trees["held_out"].root().hex()),
-            labels=splitting.labels_of(answers),
-        )
-
     def _save(self, summary: DatasetSummary) -> None:
-        record = {field: getattr(summary, field) for field in DatasetSummary.__slots__}
-        record["labels"] = None if summary.labels is None else json.dumps(summary.labels)
-        self._db.table("datasets").insert(record, replace=True)
+        labels = self._table.stored_labels(summary.name, summary.labels)
+        self._db.table("datasets").insert(datasets.record_of(summary, labels), replace=True)
+        forgetting.remember(self._db, summary)
 
 
 def _share(dataset: str, before: DatasetSummary | None, wanted: int | None) -> int:
@@ -292,12 +372,3 @@ def _share(dataset: str, before: DatasetSummary | None, wanted: int | None) -> i
             f"couldn't append to data set {dataset!r}: its held-out share is {before.held_out_ppm} parts per million"
         )
     return before.held_out_ppm
-
-
-def _summary_of(record: dict[str, Any]) -> DatasetSummary:
-    labels = record.pop("labels")
-    return DatasetSummary(**record, labels=None if labels is None else tuple(json.loads(labels)))
-
-
-def _chunks(ids: list[int]) -> Iterator[list[int]]:
-    return (ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK))

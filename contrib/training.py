@@ -11,7 +11,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from contrib.adapters import Vector
 from contrib.encoding import Codec, Encoded, encode
 from contrib.errors import BadJob, Diverged, NothingToLearn
 from contrib.learner import Learner, token_losses
+from contrib.permit import Permit
 from contrib.rows import Row, RowStore
 
 T = TypeVar("T")
@@ -112,20 +113,24 @@ def train(
     return Trained(theta=theta, losses=tuple(losses), tokens=tokens, seconds=time.monotonic() - began)
 
 
-def draw(store: RowStore, datasets: Sequence[str], codec: Codec, settings: Settings) -> list[Encoded]:
-    """The sequences of one run, drawn by the seed from the training rows of the data sets, each by its share.
+def draw(
+    store: RowStore, datasets: Sequence[str], codec: Codec, settings: Settings, permits: Mapping[str, Permit]
+) -> list[Encoded]:
+    """The sequences of one run, drawn by the seed from the permitted training rows of the data sets, each by its share.
 
     Raises:
+        NotPermitted: a data set without a permit that covers training on it now.
         UnknownDataset: the store has no data set of a name.
         NothingToLearn: none of the rows gives a sequence.
     """
     wanted = max(settings.steps * settings.batch, settings.fisher_sequences)
     most = max(1, wanted * settings.length // _SHORT_ROW)
-    sizes = {name: store.summary(name).train_rows for name in datasets}
+    sizes = {name: store.count(name, permit=permits.get(name)) for name in datasets}
     total = max(1, sum(sizes.values()))
     rows: list[Row] = []
     for name, size in sizes.items():
-        rows += store.rows(name, "train", limit=-(-most * size // total), seed=settings.seed)
+        share = -(-most * size // total)
+        rows += store.rows(name, permit=permits.get(name), limit=share, seed=settings.seed)
     random.Random(settings.seed).shuffle(rows)  # noqa: S311 - a reproducible order, not a secret
     found = list(itertools.islice(encode(rows, codec, length=settings.length), wanted))
     if not found:

@@ -1,8 +1,11 @@
 """The child process that holds the model: `python -m contrib.worker`, JSON lines in on stdin and out on stdout.
 
     {"id":1,"job":"load","model":FOLDER,"spec":{..},"threads":1}
-    {"id":2,"job":"train","rows":FILE,"datasets":[..],"view":FILE|null,"settings":{..},"out":FOLDER}
-    {"id":3,"job":"evaluate","rows":FILE,"datasets":[..],"views":{NAME:FILE|null},"max_rows":200,"length":64,"batch":8}
+    {"id":2,"job":"train",..,"view":FILE|null,"settings":{..},"out":FOLDER}
+    {"id":3,"job":"evaluate",..,"views":{NAME:FILE|null},"max_rows":200,"length":64,"batch":8}
+
+Both have `"rows":FILE,"datasets":[..],"permits":{DATASET:{..}},"key":HEX|null`: what may be read (`contrib.permit`; a data
+set without a permit is refused), and the data key of sealed rows. The key is kept for the job alone and repeated nowhere.
 
 Every job answers with events that carry its id: any number of "step", "fisher" or "view", then one "done" or "error"
 (with `code` and `message`). A job that fails leaves the worker as it was. The worker ends when stdin does; it has no
@@ -18,6 +21,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +36,8 @@ from protocol.errors import FishernetError
 
 if TYPE_CHECKING:
     from contrib.learner import Learner
+    from contrib.permit import Permit
+    from contrib.rows import RowStore
 
 Job = Mapping[str, Any]
 Emit = Callable[..., None]
@@ -66,8 +72,7 @@ class Worker:
         except MemoryError:
             self._emit(number, "error", {"code": "no-memory", "message": "couldn't run job: not enough memory"})
         except Exception as e:  # noqa: BLE001 - this loop is the supervisor of the jobs
-            message = f"couldn't run job: {type(e).__name__}: {e}"
-            self._emit(number, "error", {"code": "worker-fault", "message": message})
+            self._emit(number, "error", {"code": "worker-fault", "message": f"couldn't run job: {_fault(e)}"})
 
     def _run(self, job: Job, emit: Emit) -> None:
         kind = job.get("job")
@@ -120,15 +125,22 @@ def libraries() -> dict[str, str]:
     return found
 
 
+def _fault(error: Exception) -> str:
+    """An unforeseen error and where it was raised; its own words only where they cannot be those of a row."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    said = f": {error}" if isinstance(error, OSError | RuntimeError) else ""
+    return f"{type(error).__name__}{place}{said}"
+
+
 def _train(learner: Learner, job: Job, emit: Emit) -> None:
     from contrib import fisher, training
-    from contrib.rows import RowStore
 
     began = time.monotonic()
     settings = _settings(job.get("settings", {}))
     out, view = _path(job, "out"), _view(job.get("view"))
-    with RowStore.open(_path(job, "rows"), read_only=True) as store:
-        sequences = training.draw(store, _names(job), learner.codec, settings)
+    with _opened(job) as store:
+        sequences = training.draw(store, _names(job), learner.codec, settings, _permits(job))
     run = training.train(
         learner,
         sequences,
@@ -155,14 +167,13 @@ def _train(learner: Learner, job: Job, emit: Emit) -> None:
 
 def _evaluate(learner: Learner, job: Job, emit: Emit) -> None:
     from contrib import evaluation
-    from contrib.rows import RowStore
 
     began = time.monotonic()
     views = job.get("views")
     if not isinstance(views, dict) or not views:
         raise BadJob("couldn't run job: views must map names to files or null")
-    with RowStore.open(_path(job, "rows"), read_only=True) as store:
-        samples = evaluation.sample(store, _names(job), _number(job, "max_rows", 200))
+    with _opened(job) as store:
+        samples = evaluation.sample(store, _names(job), _number(job, "max_rows", 200), _permits(job))
     length, batch = _number(job, "length", 64, least=MIN_LENGTH), _number(job, "batch", 8)
     found = {}
     for name, file in views.items():
@@ -201,6 +212,22 @@ def _names(job: Job) -> list[str]:
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise BadJob("couldn't run job: datasets must be a list of names")
     return names
+
+
+def _opened(job: Job) -> RowStore:
+    from contrib import sealing
+    from contrib.rows import RowStore
+
+    return RowStore.open(_path(job, "rows"), key=sealing.key_from_hex(job.get("key")), read_only=True)
+
+
+def _permits(job: Job) -> dict[str, Permit]:
+    from contrib import permit
+
+    given = job.get("permits", {})
+    if not isinstance(given, dict):
+        raise BadJob("couldn't run job: permits must map data sets to permits")
+    return {name: permit.parse(value) for name, value in given.items()}
 
 
 def _path(job: Job, key: str) -> Path:

@@ -1,27 +1,42 @@
 """Checks everything stored about a collective, trusting nothing but signatures and hashes.
 
-For every feed: each line is canonical, signed and in its place, the chain holds, bodies match their commitments, and every
-stored head is signed and has the root of the entries. What the events mean is checked elsewhere. Needs no key, network
-or clock. Law: an honest history has no finding; a changed, moved or added byte of it has one, and so has a missing part,
-except a tail that is gone together with its heads: only the other members remember that.
+For every feed: each line is canonical, signed and in its place, the chain holds, bodies match their commitments, the stored
+tree is the one over these lines, and every stored head is signed and has the root of the entries. What the events mean is
+checked elsewhere. Needs no key, network or clock. Law: an honest history has no finding; a changed, moved or added byte of
+it has one, and so has a missing part, except a tail that is gone together with its heads: only the other members remember that.
+
+Mode `full` verifies every signature, on several threads. Mode `checkpoint` verifies one, that of the largest head, which
+vouches for every line under its root, and reads no bodies; all else it checks too. Chunks in which nothing is wrong are
+passed by `runs`; any other is read again line by line, to say what and where.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Final, Generic, Literal, TypeVar
 
-from ledger import checkpoint, entry, forks
-from ledger.entry import Entry
+from ledger import checkpoint, entry, forks, runs
+from ledger.entry import Body, Entry
 from ledger.errors import StoreBroken
-from ledger.reading import Reader, StoredRow
+from ledger.reading import Reader
+from ledger.runs import RawLine
+from protocol import keys
 from protocol.errors import Refused
 from protocol.ids import ZERO, CollectiveId, Digest, EventId, MemberId
-from protocol.merkle import Frontier, leaf_hash
+from protocol.merkle import Frontier, Row, leaf_hash
 
-NOTICES: Final = frozenset({"body-missing"})
+NOTICES: Final = frozenset({"body-missing", "body-erased"})
 """Codes that say what could not be checked; every other code is a fault."""
+Mode = Literal["full", "checkpoint"]
+
+_BATCH: Final = 128  # signatures that a thread takes at a time
+_CANDIDATES: Final = 16  # heads that are looked at for one that vouches
+_AHEAD: Final = 2  # chunks whose signatures are verified while the next ones are read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,96 +50,299 @@ class Finding:
     text: str
 
 
-def integrity(store: Reader, collective: CollectiveId) -> list[Finding]:
-    """Check every stored feed of `collective`; an empty list means that nothing was changed."""
-    return [finding for member in store.members(collective) for finding in feed_integrity(store, collective, member)]
+def integrity(
+    store: Reader, collective: CollectiveId, *, mode: Mode = "full", threads: int | None = None
+) -> list[Finding]:
+    """Check every stored feed of `collective`; an empty list means that nothing was changed.
+
+    `threads` verify signatures; None means one for each processor that this process may use.
+    """
+    found = [
+        finding
+        for member in store.members(collective)
+        for finding in feed_integrity(store, collective, member, mode=mode, threads=threads)
+    ]
+    return [*found, *_lost_feeds(store, collective)]
 
 
-def feed_integrity(store: Reader, collective: CollectiveId, member: MemberId) -> Iterator[Finding]:
+def feed_integrity(
+    store: Reader, collective: CollectiveId, member: MemberId, *, mode: Mode = "full", threads: int | None = None
+) -> Iterator[Finding]:
     """Check one feed, entry by entry, then its heads, then the fork proof against it."""
-    check = _Check(collective, member)
-    try:
-        heads = store.raw_heads(collective, member)
-        roots: dict[int, Digest | None] = dict.fromkeys(size for size, _, _ in heads)
-        for row in store.raw(collective, member):
-            yield from check.row(row)
-            if check.tree.size in roots:
-                roots[check.tree.size] = Digest(check.tree.root().hex())
-        for size, root, signature in heads:
-            yield from check.head(size, root, signature, roots[size])
-        for proof in store.raw_proofs(collective, member):
-            yield from check.proof(proof)
-    except StoreBroken as e:
-        yield check.finding("store-broken", None, str(e))
-
-
-class _Check:
-    """The walk through one feed. `tree` holds the leaves as they follow from the stored lines, not as stored."""
-
-    def __init__(self, collective: CollectiveId, member: MemberId) -> None:
-        self.collective, self.member = collective, member
-        self.tree = Frontier()
-        self.leaves: list[bytes] = []
-        self.next, self.last = 0, ZERO
-
-    def finding(self, code: str, seq: int | None, text: str, event: EventId | None = None) -> Finding:
-        return Finding(code=code, member=self.member, seq=seq, event=event, text=text)
-
-    def row(self, row: StoredRow) -> Iterator[Finding]:
-        if row.seq != self.next:
-            yield self.finding("gap", self.next, f"entries {self.next} to {row.seq - 1} are missing")
-        leaf = leaf_hash(row.line)
-        if leaf != row.leaf:
-            yield self.finding("leaf-mismatch", row.seq, "the stored leaf hash is not that of the line")
+    count = len(os.sched_getaffinity(0)) if threads is None else threads
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(count)) if count > 1 else None
+        walk = _Walk(store, collective, member, pool)
         try:
-            parsed = entry.parse(row.line)
-        except Refused as e:
-            yield self.finding(e.code, row.seq, str(e))
-        else:
-            yield from self._place(parsed, row)
-            yield from self._body(parsed, row)
-        self.tree.append(leaf)
-        self.leaves.append(leaf)
-        self.next, self.last = row.seq + 1, Digest(leaf.hex())
+            if mode == "checkpoint" and walk.vouch():
+                found = list(walk.run())
+                if not any(finding.code == "root-mismatch" for finding in found):
+                    yield from found
+                    return
+                walk = _Walk(store, collective, member, pool)  # the head vouches for nothing: each line for itself
+            yield from walk.run()
+        except StoreBroken as e:
+            yield walk.finding("store-broken", None, str(e))
 
-    def head(self, size: int, root: bytes, signature: bytes, computed: Digest | None) -> Iterator[Finding]:
+
+_Head = tuple[int, bytes, bytes]
+_Body = tuple[int, bytes, bytes]
+T = TypeVar("T")
+
+
+class _Job(Generic[T]):
+    """Work that a thread does, or that is done at once without threads."""
+
+    def __init__(self, pool: ThreadPoolExecutor | None, work: Callable[..., T], *values: object) -> None:
+        self._future = pool.submit(work, *values) if pool else None
+        self._work, self._values = work, values
+
+    def result(self) -> T:
+        """What came out of it."""
+        return self._work(*self._values) if self._future is None else self._future.result()
+
+
+def _lost_feeds(store: Reader, collective: CollectiveId) -> Iterator[Finding]:
+    """Feeds whose entries are stored and whose names are gone from the table of feeds, or from its index."""
+    known = set(store.members(collective))
+    for _, place, member in store.raw_feeds():
+        if place == collective and member not in known:
+            text = "the feed is missing from the index of feeds: the file is damaged"
+            yield Finding(code="store-broken", member=member, seq=None, event=None, text=text)
+    for _, line in store.raw_orphans():
+        try:
+            header = entry.parse_stored(line).header
+        except Refused:
+            continue  # nothing says whose it was; the members of its collective remember it
+        if header.collective == collective:
+            text = "its entries are stored, but its name is gone from the table of feeds"
+            yield Finding(code="feed-missing", member=header.member, seq=None, event=None, text=text)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Chunk:
+    """Some consecutive rows, where they should begin, and what is still being verified about them."""
+
+    rows: list[RawLine]
+    next: int
+    last: Digest
+    bodies: dict[int, _Body] | None
+    passed: bool
+    nodes: list[Row]
+    signatures: list[_Job[list[int]]] = field(default_factory=list)
+    signed_heads: list[_Job[list[Finding]]] = field(default_factory=list)
+
+
+class _Walk:
+    """One way through one feed. `tree` grows from the stored lines, not from the stored leaves or nodes."""
+
+    def __init__(
+        self, store: Reader, collective: CollectiveId, member: MemberId, pool: ThreadPoolExecutor | None
+    ) -> None:
+        self.store, self.collective, self.member, self.pool = store, collective, member, pool
+        self.tree = Frontier()
+        self.stored = store.tree(collective, member)
+        self.next, self.last = 0, ZERO
+        self.vouched: _Head | None = None  # lines under its root need no signature of their own
+        self.damaged = False
+        self.absent = 0
+
+    def vouch(self) -> bool:
+        """Rely on the largest good head that is not ahead of the entries, and on no other; whether there is one."""
+        for head in self.store.raw_heads(self.collective, self.member, upto=self.stored.size(), newest=_CANDIDATES):
+            if not self.head(*head, Digest(head[1].hex())):
+                self.vouched = head
+                return True
+        return False
+
+    def run(self) -> Iterator[Finding]:
+        """All findings, in the order of the entries."""
+        waiting: deque[_Chunk] = deque()
+        for rows in self.store.raw_chunks(self.collective, self.member):
+            waiting.append(self.chunk(rows))
+            if len(waiting) > _AHEAD:
+                yield from self.judge(waiting.popleft())
+        while waiting:
+            yield from self.judge(waiting.popleft())
+        ahead = self.store.raw_heads(self.collective, self.member, after=self.tree.size)
+        for head in ahead:
+            yield from self.head(*head, None)
+        if not self.damaged and not ahead and (spare := self.stored.count() + self.absent - _inner(self.tree.size)):
+            yield self.finding("node-mismatch", None, f"the stored tree has {spare} nodes more than its entries make")
+        for proof in self.store.raw_proofs(self.collective, self.member):
+            yield from self.proof(proof)
+
+    def chunk(self, rows: list[RawLine]) -> _Chunk:
+        """Take the next rows into the tree, and begin to verify them."""
+        feed, first, end = rows[0][0], rows[0][1], rows[-1][1]
+        leaves = runs.follow(self.collective, self.member, self.next, self.last, rows)
+        passed = leaves is not None
+        if leaves is None:
+            leaves = [leaf_hash(line) for _, _, line, _ in rows]
+        heads = self.heads(self.tree.size, self.tree.size + len(leaves))
+        nodes, roots = self.grow(leaves, [size for size, _, _ in heads])
+        chunk = _Chunk(
+            rows=rows,
+            next=self.next,
+            last=self.last,
+            bodies=None if self.vouched else self.store.raw_bodies(feed, first, end),
+            passed=passed,
+            nodes=nodes,
+            signed_heads=[
+                _Job(self.pool, self.check_heads, heads[n : n + _BATCH], roots) for n in range(0, len(heads), _BATCH)
+            ],
+        )
+        if passed:
+            sure = self.vouched[0] if self.vouched else 0
+            signed = [runs.signed(line) for _, seq, line, _ in rows[max(0, sure - first) :]]
+            chunk.signatures = [
+                _Job(self.pool, keys.wrong_signatures, self.member, entry.DOMAIN, signed[n : n + _BATCH])
+                for n in range(0, len(signed), _BATCH)
+            ]
+        self.next, self.last = end + 1, Digest(leaves[-1].hex())
+        return chunk
+
+    def heads(self, after: int, upto: int) -> list[_Head]:
+        """The heads to check whose sizes lie in (after, upto]."""
+        if self.vouched is None:
+            return self.store.raw_heads(self.collective, self.member, after=after, upto=upto)
+        return [self.vouched] if after < self.vouched[0] <= upto else []
+
+    def grow(self, leaves: Sequence[bytes], sizes: Sequence[int]) -> tuple[list[Row], dict[int, Digest]]:
+        """Add leaves to the tree: the nodes they complete, and the root at each of `sizes` on the way."""
+        start, nodes, roots = self.tree.size, list[Row](), dict[int, Digest]()
+        for size in sizes:
+            nodes += self.tree.extend(leaves[self.tree.size - start : size - start])
+            roots[size] = Digest(self.tree.root().hex())
+        return nodes + self.tree.extend(leaves[self.tree.size - start :]), roots
+
+    def judge(self, chunk: _Chunk) -> Iterator[Finding]:
+        """The findings of one chunk: none when everything passed, else from a careful look at each row."""
+        try:
+            signed = not any(job.result() for job in chunk.signatures)
+        except Refused:  # the member's key itself
+            signed = False
+        if not (chunk.passed and signed):
+            for found in self.explain(chunk):
+                self.damaged = True
+                yield found
+        if chunk.bodies is not None:
+            yield from self.check_bodies(chunk, chunk.bodies)
+        if not self.damaged:
+            yield from self.check_nodes(chunk.nodes)
+        for job in chunk.signed_heads:
+            yield from job.result()
+
+    def explain(self, chunk: _Chunk) -> Iterator[Finding]:
+        """What is wrong with each row's line, leaf and place."""
+        after, last = chunk.next, chunk.last
+        for _, seq, line, stored in chunk.rows:
+            if seq != after:
+                yield self.finding("gap", after, f"entries {after} to {seq - 1} are missing")
+            leaf = leaf_hash(line)
+            if leaf != stored:
+                yield self.finding("leaf-mismatch", seq, "the stored leaf hash is not that of the line")
+            try:
+                parsed = entry.parse(line)
+            except Refused as e:
+                yield self.finding(e.code, seq, str(e))
+            else:
+                yield from self.place(parsed, seq, last)
+            after, last = seq + 1, Digest(leaf.hex())
+
+    def place(self, parsed: Entry, seq: int, last: Digest) -> Iterator[Finding]:
+        """Whether a readable entry belongs where it is stored."""
+        header = parsed.header
+        if (header.collective, header.member) != (self.collective, self.member):
+            yield self.finding("wrong-feed", seq, "the entry belongs to another feed", parsed.event)
+        if header.seq != seq:
+            yield self.finding("wrong-place", seq, f"the entry is signed as number {header.seq}", parsed.event)
+        if header.prev != last:
+            yield self.finding("bad-chain", seq, "the previous entry is not the one it follows", parsed.event)
+
+    def check_bodies(self, chunk: _Chunk, bodies: dict[int, _Body]) -> Iterator[Finding]:
+        """Whether each readable entry has the body that it commits to."""
+        for feed, seq, line, _ in chunk.rows:
+            body = bodies.get(seq)
+            if body is not None and chunk.passed and runs.commits(line, body[1], body[2]):
+                continue
+            try:
+                parsed = entry.parse_stored(line)
+            except Refused:
+                continue  # the line has its finding
+            if body is None:
+                erased = self.store.is_erased(feed, seq)
+                code, text = (
+                    ("body-erased", "was erased here") if erased else ("body-missing", "was erased or withheld")
+                )
+                yield self.finding(code, seq, f"the body {text}", parsed.event)
+                continue
+            try:
+                entry.check_body(parsed, Body(salt=body[1], data=body[2]))
+            except Refused as e:
+                yield self.finding(e.code, seq, str(e), parsed.event)
+
+    def check_nodes(self, nodes: Sequence[Row]) -> Iterator[Finding]:
+        """Whether the stored tree has these nodes."""
+        for level, first, hashes in nodes:
+            held = self.stored.stored(level, first, first + len(hashes))
+            computed = list(enumerate(hashes, first))
+            if held == computed:
+                continue
+            found = dict(held)
+            for idx, hash in computed:
+                if found.get(idx) != hash:
+                    self.absent += idx not in found
+                    what = "missing" if idx not in found else "another than its entries make"
+                    text = f"node {idx} of level {level} of the stored tree is {what}"
+                    yield self.finding("node-mismatch", (idx + 1 << level) - 1, text)
+
+    def check_heads(self, heads: Sequence[_Head], roots: Mapping[int, Digest]) -> list[Finding]:
+        """What is wrong with heads whose entries are here; all of them at once, and one by one when that fails."""
+        if all(root.hex() == roots[size] for size, root, _ in heads):
+            signed = [
+                (checkpoint.text(self.collective, self.member, size, roots[size]), signature)
+                for size, _, signature in heads
+            ]
+            try:
+                if not keys.wrong_signatures(self.member, None, signed):
+                    return []
+            except Refused:
+                pass  # the key itself; each head says so
+        return [found for head in heads for found in self.head(*head, roots[head[0]])]
+
+    def head(self, size: int, root: bytes, signature: bytes, computed: Digest | None) -> list[Finding]:
+        """What is wrong with a stored head: its signature, or its root, or the entries under it (None) are not here."""
         try:
             head = checkpoint.parse(
                 checkpoint.assemble(self.collective, self.member, size, Digest(root.hex()), signature).note
             )
         except Refused as e:
-            yield self.finding("bad-head", size - 1, f"the stored head of size {size}: {e}")
-            return
+            return [self.finding("bad-head", size - 1, f"the stored head of size {size}: {e}")]
         if computed is None:
             text = f"a signed head names {size} entries, {self.tree.size} are stored"
-            yield self.finding("tail-missing", self.tree.size, text)
-        elif head.root != computed:
+            return [self.finding("tail-missing", self.tree.size, text)]
+        if head.root != computed:
             text = f"the entries up to here do not have the root that was signed for size {size}"
-            yield self.finding("root-mismatch", size - 1, text)
+            return [self.finding("root-mismatch", size - 1, text)]
+        return []
 
     def proof(self, proof: bytes) -> Iterator[Finding]:
+        """Whether a stored fork proof convicts the member."""
         try:
             fork = forks.decode(proof)
-            forks.verify(fork, self.leaves)
+            lines = self.store.raw_chunks(self.collective, self.member) if fork.kind == "root" else ()
+            forks.verify(fork, [leaf_hash(line) for rows in lines for _, _, line, _ in rows])
         except Refused as e:
             yield self.finding("bad-proof", None, f"the stored fork proof: {e}")
         else:
             yield self.finding("fork", fork.at, f"the member signed two histories ({fork.kind} at {fork.at})")
 
-    def _place(self, parsed: Entry, row: StoredRow) -> Iterator[Finding]:
-        header = parsed.header
-        if (header.collective, header.member) != (self.collective, self.member):
-            yield self.finding("wrong-feed", row.seq, "the entry belongs to another feed", parsed.event)
-        if header.seq != row.seq:
-            yield self.finding("wrong-place", row.seq, f"the entry is signed as number {header.seq}", parsed.event)
-        if header.prev != self.last:
-            yield self.finding("bad-chain", row.seq, "the previous entry is not the one it follows", parsed.event)
+    def finding(self, code: str, seq: int | None, text: str, event: EventId | None = None) -> Finding:
+        """A finding in this feed."""
+        return Finding(code=code, member=self.member, seq=seq, event=event, text=text)
 
-    def _body(self, parsed: Entry, row: StoredRow) -> Iterator[Finding]:
-        if row.body is None:
-            yield self.finding("body-missing", row.seq, "the body was erased or withheld", parsed.event)
-            return
-        try:
-            entry.check_body(parsed, row.body)
-        except Refused as e:
-            yield self.finding(e.code, row.seq, str(e), parsed.event)
+
+def _inner(size: int) -> int:
+    """How many inner nodes are complete in a tree of `size` leaves."""
+    return size - size.bit_count()

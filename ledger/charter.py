@@ -1,18 +1,18 @@
 """The charter of a collective: who decides, on which base, with which recipe. A frozen value, read strictly.
 
 Knows nothing of feeds or storage. The collective id is the digest of the genesis charter; later charters are made from it
-by decided amendments (`amended`), never edited. Invariant: a `Charter` that exists is valid.
+by decided amendments (`ledger.amending`), never edited. Invariant: a `Charter` that exists is valid.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from ledger.errors import BadCharter
-from protocol.canon import Json, encode
+from protocol.canon import MAX_INT, Json, encode
 from protocol.ids import CollectiveId, Digest, MemberId, as_hex, digest_of
 from protocol.keys import admit
 
@@ -20,6 +20,8 @@ VERSION: Final = 1
 ROLES: Final = ("contributor", "endorser", "auditor")
 MAX_MEMBERS: Final = 256
 MAX_COORDINATES: Final = 1 << 28
+MAX_WAS: Final = 64
+LEFT: Final = ("rotation", "recovery")
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,64}\Z")
 _TARGET = re.compile(r"[A-Za-z0-9_.\-]{1,64}\Z")
 
@@ -72,13 +74,60 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """How many organisations besides the author's must have cosigned a feed before a release may cover what is new in it."""
+
+    cosignatures: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Former:
+    """An earlier key of a seat: what its feed says in its first `size` entries still counts for the seat.
+
+    `left` says how the seat passed on: by `rotation` (its holder gave it away) or `recovery` (its owner took it back).
+    """
+
+    id: MemberId
+    size: int
+    left: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One seat. Contributors send and vote, endorsers vote, auditors read."""
+    """One seat. Contributors send and vote, endorsers vote, auditors read.
+
+    `organisation` says who runs the node (the name unless given): cosignatures of one organisation count once. `was` are
+    the keys that the seat had before, oldest first.
+    """
 
     id: MemberId
     name: str
     role: str
     weight: int = 1
+    organisation: str = ""
+    was: tuple[Former, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Fill in the default organisation."""
+        if not self.organisation:
+            object.__setattr__(self, "organisation", self.name)
+
+    def to_json(self) -> dict[str, Json]:
+        """The canonical object."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "organisation": self.organisation,
+            "role": self.role,
+            "weight": self.weight,
+            "was": [[w.id, w.size, w.left] for w in self.was],
+        }
+
+    def reach(self, feed: str) -> int | None:
+        """How many entries of a feed speak for the seat; None means without end, 0 that the feed is not the seat's."""
+        if feed == self.id:
+            return None
+        return next((w.size for w in self.was if w.id == feed), 0)
 
     @property
     def votes(self) -> bool:
@@ -101,6 +150,7 @@ class Charter:
     members: tuple[Member, ...]
     faults: int
     epoch: int = 0
+    witness: Witness = Witness()
 
     @property
     def voters(self) -> tuple[Member, ...]:
@@ -120,6 +170,10 @@ class Charter:
     def member(self, id_: str) -> Member | None:
         """The seat of `id_`, or None."""
         return next((m for m in self.members if m.id == id_), None)
+
+    def seat_of(self, feed: str) -> Member | None:
+        """The seat that a feed belongs, or belonged, to: by its present key, else by an earlier one."""
+        return self.member(feed) or next((m for m in self.members if any(w.id == feed for w in m.was)), None)
 
     def name_of(self, id_: str) -> str:
         """The member's name for people; the id's beginning for one who has no seat."""
@@ -161,7 +215,8 @@ class Charter:
                 "held_out_min": g.held_out_min,
             },
             "release": {"wait_for": r.wait_for, "patience_ms": r.patience_ms, "timeout_ms": r.timeout_ms},
-            "members": [{"id": m.id, "name": m.name, "role": m.role, "weight": m.weight} for m in self.members],
+            "witness": {"cosignatures": self.witness.cosignatures},
+            "members": [m.to_json() for m in self.members],
             "faults": self.faults,
             "epoch": self.epoch,
         }
@@ -191,6 +246,7 @@ def parse(value: Json) -> Charter:
     update = _object(whole["update"], "update", {"density_ppm", "value_bits", "block"})
     gate = _object(whole["gate"], "gate", {"max_blob_bytes", "norm_cap_micro", "tolerance_centinats", "held_out_min"})
     release = _object(whole["release"], "release", {"wait_for", "patience_ms", "timeout_ms"})
+    witness = _object(whole["witness"], "witness", {"cosignatures"})
     targets = adapter["targets"]
     if not (isinstance(targets, list) and 1 <= len(targets) <= 64):
         raise BadCharter("couldn't read charter: adapter.targets is a list of 1 to 64 module names")
@@ -229,70 +285,25 @@ def parse(value: Json) -> Charter:
         members=members,
         faults=_int(whole, "faults", 0, MAX_MEMBERS),
         epoch=_int(whole, "epoch", 0, 1 << 40),
+        witness=Witness(cosignatures=_int(witness, "cosignatures", 0, MAX_MEMBERS)),
     )
     voters = len(charter.voters)
     if voters == 0:
         raise BadCharter("couldn't read charter: nobody votes")
     if charter.quorum > voters:
         raise BadCharter(f"couldn't read charter: {voters} voters can't reach a quorum of {charter.quorum}")
+    others = len({m.organisation for m in members}) - 1
+    if charter.witness.cosignatures > others:
+        raise BadCharter(
+            f"couldn't read charter: {charter.witness.cosignatures} cosignatures can't come from {others} other organisations"
+        )
     return charter
 
 
-def amended(charter: Charter, change: Mapping[str, Json]) -> Charter:
-    """The charter after one decided change.
-
-    `change` is `{"op": "add"|"remove"|"role", ...}` for seats or `{"op": "set", "field": ..., "value": ...}` for rules;
-    a change of base or adapter starts a new epoch. The default faults follow the number of voters unless set apart.
-
-    Raises:
-        BadCharter: unknown operation, or the outcome is not a valid charter.
-    """
-    op = change.get("op")
-    keys = _CHANGES.get(op) if isinstance(op, str) else None
-    if keys is None or set(change) != keys:
-        raise BadCharter(f"couldn't amend charter: {str(op)[:20]!r} with {sorted(change)} is not a known operation")
-    seats = {m.id: m for m in charter.members}
-    if op in {"add", "role"}:
-        seat = _member(change["member"])
-        if (seat.id in seats) != (op == "role"):
-            raise BadCharter(
-                f"couldn't amend charter: {seat.id[:12]} {'already has' if op == 'add' else 'has no'} seat"
-            )
-        return _seated(charter, {**seats, seat.id: seat})
-    if op == "remove":
-        gone = as_hex(change["id"], "member id")
-        if gone not in seats:
-            raise BadCharter(f"couldn't amend charter: {gone[:12]} has no seat")
-        return _seated(charter, {k: v for k, v in seats.items() if k != gone})
-    field = change["field"]
-    if not isinstance(field, str) or field not in _SETTABLE:
-        known = ", ".join(sorted(_SETTABLE))
-        raise BadCharter(f"couldn't amend charter: {str(field)[:20]!r} can't be set; known: {known}")
-    whole = charter.to_json()
-    whole[field] = change["value"]
-    if field in {"base", "adapter"}:
-        whole["epoch"] = charter.epoch + 1
-    return parse(whole)
-
-
-_CHANGES: Final[Mapping[str, set[str]]] = {
-    "add": {"op", "member"},
-    "role": {"op", "member"},
-    "remove": {"op", "id"},
-    "set": {"op", "field", "value"},
-}
 _KEYS = {
-    *("v", "name", "nonce", "base", "adapter", "update", "recipe", "gate", "release", "members", "faults", "epoch"),
+    *("v", "name", "nonce", "base", "adapter", "update", "recipe", "gate", "release", "witness", "members", "faults"),
+    "epoch",
 }
-_SETTABLE = {"name", "base", "adapter", "update", "recipe", "gate", "release", "faults"}
-
-
-def _seated(charter: Charter, seats: Mapping[MemberId, Member]) -> Charter:
-    members = tuple(seats[k] for k in sorted(seats))
-    voters = sum(m.votes for m in members)
-    follows = charter.faults == default_faults(len(charter.voters))
-    faults = default_faults(voters) if follows else charter.faults
-    return parse(replace(charter, members=members, faults=faults).to_json())
 
 
 def _object(value: Json, what: str, keys: set[str]) -> dict[str, Json]:
@@ -322,21 +333,47 @@ def _target(value: Json) -> str:
     return value
 
 
-def _member(value: Json) -> Member:
-    seat = _object(value, "member", {"id", "name", "role", "weight"})
+def read_member(value: Json) -> Member:
+    """Read one seat as a charter states it (raises BadCharter, Malformed, BadKey)."""
+    seat = _object(value, "member", {"id", "name", "organisation", "role", "weight", "was"})
     role = seat["role"]
     if role not in ROLES:
         raise BadCharter(f"couldn't read charter: role {role!r} is none of {', '.join(ROLES)}")
     id_ = MemberId(as_hex(seat["id"], "member id"))
     admit(id_)
-    return Member(id=id_, name=_text(seat["name"], "member name"), role=str(role), weight=_int(seat, "weight", 1, 1000))
+    return Member(
+        id=id_,
+        name=_text(seat["name"], "member name"),
+        role=str(role),
+        weight=_int(seat, "weight", 1, 1000),
+        organisation=_text(seat["organisation"], "organisation"),
+        was=_was(seat["was"]),
+    )
+
+
+def _was(value: Json) -> tuple[Former, ...]:
+    if not (isinstance(value, list) and len(value) <= MAX_WAS):
+        raise BadCharter(f"couldn't read charter: `was` is a list of at most {MAX_WAS} earlier keys")
+    found = []
+    for row in value:
+        if not (isinstance(row, list) and len(row) == 3 and row[2] in LEFT):
+            raise BadCharter(
+                "couldn't read charter: an earlier key is a row of member id, size and rotation or recovery"
+            )
+        id_ = MemberId(as_hex(row[0], "member id"))
+        admit(id_)
+        found.append(Former(id=id_, size=_int({"size": row[1]}, "size", 0, MAX_INT), left=str(row[2])))
+    return tuple(found)
 
 
 def _members(value: Json) -> tuple[Member, ...]:
     if not (isinstance(value, list) and 1 <= len(value) <= MAX_MEMBERS):
         raise BadCharter(f"couldn't read charter: 1 to {MAX_MEMBERS} members are expected")
-    members = tuple(_member(m) for m in value)
+    members = tuple(read_member(m) for m in value)
     ids = [m.id for m in members]
     if ids != sorted(set(ids)):
         raise BadCharter("couldn't read charter: members are sorted by id, each once")
+    keys = [*ids, *(w.id for m in members for w in m.was)]
+    if len(keys) != len(set(keys)):
+        raise BadCharter("couldn't read charter: a key has, or had, one seat only")
     return members

@@ -60,7 +60,7 @@ def make(key: keys.SigningKey, collective: CollectiveId, member: MemberId, size:
     """
     if member != keys.member_id(key):
         raise Malformed(f"couldn't sign head: the key is not that of member {member[:12]}")
-    signature = bytes(key.sign(_text(collective, member, size, root)).signature)
+    signature = bytes(key.sign(text(collective, member, size, root)).signature)
     return assemble(collective, member, size, root, signature)
 
 
@@ -83,9 +83,8 @@ def parse(note: bytes) -> Head:
     head = assemble(collective, member, int(match[3]), Digest(_unbase64(match[4]).hex()), _unbase64(match[6])[4:])
     if head.note != note:
         raise Malformed("couldn't read head: another key name, key id or spelling than its member's")
-    text = _text(collective, member, head.size, head.root)
     try:
-        keys.admit(member).verify(text, head.signature)
+        keys.admit(member).verify(text(collective, member, head.size, head.root), head.signature)
     except BadSignatureError:
         raise BadSignature(f"couldn't verify head of {member[:12]}: the signature is wrong") from None
     return head
@@ -97,10 +96,10 @@ def assemble(collective: CollectiveId, member: MemberId, size: int, root: Digest
     Raises:
         Malformed: a field is outside the format.
     """
-    text = _text(collective, member, size, root)
+    signed = text(collective, member, size, root)
     name = origin(collective, member)
     mark = base64.b64encode(key_id(name, member) + signature).decode("ascii")
-    note = text + f"\n\u2014 {name} {mark}\n".encode()
+    note = signed + f"\n\u2014 {name} {mark}\n".encode()
     return Head(collective=collective, member=member, size=size, root=root, note=note)
 
 
@@ -121,7 +120,8 @@ def key_id(name: str, member: MemberId) -> bytes:
     return hashlib.sha256(name.encode("ascii") + b"\n" + ALGORITHM + bytes.fromhex(member)).digest()[:4]
 
 
-def _text(collective: CollectiveId, member: MemberId, size: int, root: Digest) -> bytes:
+def text(collective: CollectiveId, member: MemberId, size: int, root: Digest) -> bytes:
+    """The three lines of a note that are signed (raises Malformed: a field is outside the format)."""
     as_hex(collective, "collective id")
     as_hex(member, "member id")
     if not 1 <= size <= MAX_INT:

@@ -10,7 +10,9 @@
     └── FeedFrozen                  the feed was proven forked before: nothing of it is taken any more
     Retry
     ├── FeedBehind                  a longer copy of our own feed exists elsewhere: fetch it before appending
-    └── StoreFull                   no room on the disk; nothing was written
+    ├── StoreBusy                   another program keeps the database locked; nothing was written
+    ├── StoreFull                   no room on the disk; nothing was written
+    └── EraseUnfinished             bodies are deleted, but a reader keeps their bytes in the write-ahead log
     Fatal
     ├── StoreLocked                 another process uses this ledger
     └── StoreBroken                 the database cannot be read or written
@@ -79,6 +81,18 @@ class FeedBehind(Retry):
     """Somebody holds a signed head of this feed beyond what we hold: appending now would fork it."""
 
     code: ClassVar[str] = "feed-behind"
+
+
+class StoreBusy(Retry):
+    """Another program held the database's write lock for longer than we wait."""
+
+    code: ClassVar[str] = "store-busy"
+
+
+class EraseUnfinished(Retry):
+    """Deleted bodies may still stand in the raw file; asking again finishes the work."""
+
+    code: ClassVar[str] = "erase-unfinished"
 
 
 class StoreFull(Retry):

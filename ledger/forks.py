@@ -8,13 +8,13 @@ Knows nothing of stores. Invariant: every item of evidence is signed by the accu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, cast, get_args
 
 from ledger import checkpoint, entry
 from ledger.entry import MAX_LINE, Entry
 from protocol import canon
-from protocol.errors import Malformed
+from protocol.errors import Malformed, TooLarge
 from protocol.ids import CollectiveId, MemberId, as_hex
 from protocol.merkle import root_of
 
@@ -91,6 +91,28 @@ def verify(fork: Fork, known: Sequence[bytes] = ()) -> None:
         convicted = _entries_differ(fork)
     if not convicted:
         raise Malformed(f"couldn't take fork proof against {fork.member[:12]}: it proves nothing")
+
+
+def self_contained(fork: Fork) -> bool:
+    """Whether `verify` can judge the proof without other entries of the feed."""
+    return fork.kind != "root" or fork.at == len(fork.evidence) - 1
+
+
+def completed(fork: Fork, known: Sequence[bytes], lines: Sequence[bytes]) -> Fork:
+    """The same proof with all lines of the feed before its evidence, so that anybody can check it without the feed.
+
+    `known` and `lines` are leaf hashes and lines of the verified feed from 0 on. Long feeds do not fit into a proof.
+
+    Raises:
+        TooLarge: more lines than a proof holds. What `verify` raises.
+    """
+    if self_contained(fork):
+        return fork
+    start = fork.at - (len(fork.evidence) - 1)
+    if fork.at > MAX_LINES:
+        raise TooLarge(f"couldn't complete fork proof: {fork.at} entries, a proof holds {MAX_LINES}")
+    verify(fork, known)
+    return replace(fork, evidence=(fork.evidence[0], *lines[:start], *fork.evidence[1:]))
 
 
 def _heads_differ(fork: Fork) -> bool:

@@ -19,7 +19,7 @@ from ledger.errors import BadChain, ForkSeen
 from ledger.forks import MAX_LINES, Fork, Kind
 from protocol.errors import Malformed, TooLarge
 from protocol.ids import CollectiveId, MemberId
-from protocol.merkle import Frontier
+from protocol.merkle import Frontier, Row
 
 MAX_PAGE: Final = MAX_LINES
 
@@ -61,8 +61,8 @@ def read(collective: CollectiveId, member: MemberId, records: Sequence[Record]) 
             raise _chain_fork(before.entry.line, after)
 
 
-def follow(held: Held, records: Sequence[Record]) -> tuple[list[Record], Frontier]:
-    """Return the records that are new after `held`, and the tree with them.
+def follow(held: Held, records: Sequence[Record]) -> tuple[list[Record], Frontier, list[Row]]:
+    """Return the records that are new after `held`, the tree with them, and the nodes that they complete.
 
     `records` passed `read`. Each held head whose size the page reaches must have the root of the tree there.
 
@@ -84,7 +84,7 @@ def follow(held: Held, records: Sequence[Record]) -> tuple[list[Record], Frontie
         last = entry.parse_stored(held.line(size - 1))
         if fresh[0].entry.header.prev != last.leaf:
             raise _chain_fork(last.line, fresh[0])
-    return fresh, _grow(held, fresh)
+    return fresh, *_grow(held, fresh)
 
 
 def heads_fork(first: Head, second: Head) -> ForkSeen:
@@ -102,14 +102,16 @@ def root_fork(head: Head, lines: Sequence[bytes]) -> ForkSeen:
     )
 
 
-def _grow(held: Held, fresh: Sequence[Record]) -> Frontier:
-    frontier = held.frontier.copy()
-    for count, record in enumerate(fresh, 1):
-        frontier.append(bytes.fromhex(record.entry.leaf))
-        head = held.heads.get(frontier.size)
-        if head is not None and head.root != frontier.root().hex():
-            raise root_fork(head, [item.entry.line for item in fresh[:count]])
-    return frontier
+def _grow(held: Held, fresh: Sequence[Record]) -> tuple[Frontier, list[Row]]:
+    frontier, nodes, start = held.frontier.copy(), list[Row](), held.frontier.size
+    leaves = [bytes.fromhex(record.entry.leaf) for record in fresh]
+    end = start + len(leaves)
+    for size in sorted({size for size in held.heads if start < size < end} | {end}):
+        nodes += frontier.extend(leaves[frontier.size - start : size - start])
+        head = held.heads.get(size)
+        if head is not None and size > start and head.root != frontier.root().hex():
+            raise root_fork(head, [item.entry.line for item in fresh[: size - start]])
+    return frontier, nodes
 
 
 def _same_as_held(held: Held, record: Record) -> None:

@@ -6,6 +6,7 @@ the `raw` methods. Knows no keys and no network. Threads may share a reader: one
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +19,20 @@ from ledger.checkpoint import Head
 from ledger.entry import Body, Record
 from ledger.errors import StoreBroken
 from ledger.forks import Fork
-from ledger.schema import guard
+from ledger.schema import meaning, sqlite_warning
+from ledger.tree import Tree
+from protocol.canon import MAX_INT
 from protocol.errors import Refused
-from protocol.ids import CollectiveId, Digest, MemberId
+from protocol.ids import CollectiveId, Digest, EventId, MemberId, digest
 from protocol.merkle import Frontier
 
 CHUNK: Final = 256
+LINES: Final = 1024
+_HEADS: Final = (
+    "SELECT size, root, signature FROM heads JOIN feeds ON id = feed"
+    " WHERE collective = ? AND member = ? AND size > ? AND size <= ?"
+)
+_LINES: Final = "SELECT feed, seq, line, leaf FROM entries WHERE feed = ? AND seq >= ? ORDER BY seq LIMIT ?"
 LEAVES: Final = "SELECT leaf FROM entries WHERE feed = ? AND seq >= ? ORDER BY seq LIMIT ?"
 
 
@@ -52,6 +61,7 @@ class Reader:
     def __init__(self, database: Database) -> None:
         """Wrap an open database."""
         self._database = database
+        self._connection = database.conn
         self._lock = threading.RLock()
         self._trees: dict[int, Frontier] = {}
 
@@ -69,11 +79,23 @@ class Reader:
         """What the stored entries of a feed add up to; None without entries."""
         with self._lock:
             feed = self._feed(collective, member)
-            tree = Frontier() if feed is None else self._tree(feed)
-            if feed is None or tree.size == 0:
+            frontier = Frontier() if feed is None else self._frontier(feed)
+            if feed is None or frontier.size == 0:
                 return None
-            leaf = self._leaf(feed, tree.size - 1)
-            return StoredHead(size=tree.size, root=Digest(tree.root().hex()), leaf=leaf)
+            leaf = self._leaf(feed, frontier.size - 1)
+            return StoredHead(size=frontier.size, root=Digest(frontier.root().hex()), leaf=leaf)
+
+    def tree(self, collective: CollectiveId, member: MemberId, *, remember: bool = False) -> Tree:
+        """The stored tree of one feed: a source of nodes for roots and proofs (empty for a feed that is not here).
+
+        With `remember` it keeps high nodes in memory: for who makes many proofs.
+        """
+        feed = self._feed(collective, member)
+        return Tree(self._rows, -1 if feed is None else feed, remember=remember)
+
+    def sqlite_warning(self) -> str | None:
+        """What an operator should know about the SQLite library that runs this store, if anything."""
+        return sqlite_warning()
 
     def heads(self, collective: CollectiveId, member: MemberId | None = None) -> list[Head]:
         """The largest signed head held of each feed (of one `member`, if given); it may be ahead of the entries."""
@@ -85,14 +107,39 @@ class Reader:
         )
         return [head_of(collective, *row) for row in found]
 
-    def raw_heads(self, collective: CollectiveId, member: MemberId) -> list[tuple[int, bytes, bytes]]:
-        """Every stored head of one feed as (size, root, signature), ascending by size; trusted for nothing."""
+    def raw_heads(
+        self,
+        collective: CollectiveId,
+        member: MemberId,
+        *,
+        after: int = 0,
+        upto: int = MAX_INT,
+        newest: int | None = None,
+    ) -> list[tuple[int, bytes, bytes]]:
+        """Stored heads of one feed with `after` < size <= `upto` as (size, root, signature); trusted for nothing.
+
+        Ascending by size, or, with `newest`, that many from the largest size down.
+        """
         return self._rows(
-            "SELECT size, root, signature FROM heads JOIN feeds ON id = feed"
-            " WHERE collective = ? AND member = ? ORDER BY size",
+            _HEADS + (" ORDER BY size LIMIT ?" if newest is None else " ORDER BY size DESC LIMIT ?"),
             collective,
             member,
+            after,
+            upto,
+            -1 if newest is None else newest,
         )
+
+    def raw_feeds(self) -> list[tuple[int, CollectiveId, MemberId]]:
+        """Every feed that has a name, as (row id, collective, member), read past the index; trusted for nothing."""
+        return self._rows("SELECT id, collective, member FROM feeds NOT INDEXED ORDER BY id")
+
+    def raw_orphans(self) -> list[tuple[int, bytes]]:
+        """The row id of every feed that has entries and no name, and its first line; trusted for nothing."""
+        named, found, last = {row[0] for row in self.raw_feeds()}, [], -1
+        while rows := self._rows("SELECT feed, line FROM entries WHERE feed > ? ORDER BY feed, seq LIMIT 1", last):
+            last = rows[0][0]
+            found += [rows[0]] if last not in named else []
+        return found
 
     def raw_proofs(self, collective: CollectiveId, member: MemberId) -> list[bytes]:
         """The stored fork proof of one feed, if any; trusted for nothing."""
@@ -116,6 +163,31 @@ class Reader:
             records.append(Record(entry=parsed, body=row.body))
         return records
 
+    def find(self, collective: CollectiveId, prefix: str) -> list[tuple[MemberId, int, EventId]]:
+        """Where the events whose id begins with `prefix` stand, as (member, seq, event)."""
+        found = []
+        for member in self.members(collective):
+            for rows in self.raw_chunks(collective, member):
+                events = ((seq, digest(entry.signed_part(line))) for _, seq, line, _ in rows)
+                found += [(member, seq, EventId(event)) for seq, event in events if event.startswith(prefix)]
+        return found
+
+    def raw_chunks(self, collective: CollectiveId, member: MemberId) -> Iterator[list[tuple[int, int, bytes, bytes]]]:
+        """Every entry in order as (feed, seq, line, leaf), some at a time, without bodies; trusted for nothing."""
+        feed, start = self._feed(collective, member), 0
+        while feed is not None and (rows := self._rows(_LINES, feed, start, LINES)):
+            yield rows
+            start = rows[-1][1] + 1
+
+    def raw_bodies(self, feed: int, first: int, last: int) -> dict[int, tuple[int, bytes, bytes]]:
+        """The bodies of entries first..last that are here, as seq -> (seq, salt, data); trusted for nothing."""
+        sql = "SELECT seq, salt, data FROM bodies WHERE feed = ? AND seq BETWEEN ? AND ?"
+        return {row[0]: row for row in self._rows(sql, feed, first, last)}
+
+    def is_erased(self, feed: int, seq: int) -> bool:
+        """Whether a body was erased here, by a command of this node."""
+        return bool(self._rows("SELECT 1 FROM erased WHERE feed = ? AND seq = ?", feed, seq))
+
     def raw(self, collective: CollectiveId, member: MemberId) -> Iterator[StoredRow]:
         """Every row of a feed in order, unparsed, a chunk at a time."""
         start = 0
@@ -130,14 +202,29 @@ class Reader:
         )
         return [forks.decode(row[0]) for row in found]
 
+    def line(self, collective: CollectiveId, member: MemberId, seq: int) -> bytes:
+        """The line of one entry that is here (raises StoreBroken when it is not)."""
+        found = self._rows(
+            "SELECT line FROM entries JOIN feeds ON id = feed WHERE collective = ? AND member = ? AND seq = ?",
+            collective,
+            member,
+            seq,
+        )
+        if not found:
+            raise StoreBroken(f"couldn't read entry {seq} of {member[:12]}: it is not here")
+        return bytes(found[0][0])
+
     def get_state(self, key: str) -> bytes | None:
         """The blob last stored under `key`."""
         found = self._rows("SELECT value FROM state WHERE key = ?", key)
         return found[0][0] if found else None
 
     def _rows(self, sql: str, *values: object) -> list[Any]:
-        with self._lock, guard("read ledger"):
-            return self._database.execute(sql, values).fetchall()
+        try:
+            with self._lock:
+                return self._connection.execute(sql, values).fetchall()
+        except sqlite3.Error as e:
+            raise meaning(e, "read ledger") from e
 
     def _raw(self, collective: CollectiveId, member: MemberId, start: int, limit: int) -> list[StoredRow]:
         found = self._rows(
@@ -150,7 +237,12 @@ class Reader:
             limit,
         )
         return [
-            StoredRow(seq=seq, line=line, leaf=leaf, body=None if salt is None else Body(salt=salt, data=data))
+            StoredRow(
+                seq=seq,
+                line=line,
+                leaf=leaf,
+                body=None if salt is None else Body(salt=salt, data=data),
+            )
             for seq, line, leaf, salt, data in found
         ]
 
@@ -158,12 +250,13 @@ class Reader:
         found = self._rows("SELECT id FROM feeds WHERE collective = ? AND member = ?", collective, member)
         return found[0][0] if found else None
 
-    def _tree(self, feed: int) -> Frontier:
-        tree = self._trees.setdefault(feed, Frontier())
-        while leaves := self._rows(LEAVES, feed, tree.size, 4096):
-            for (leaf,) in leaves:
-                tree.append(leaf)
-        return tree
+    def _frontier(self, feed: int) -> Frontier:
+        """The tree of what is stored now, from its few nodes on the right edge."""
+        stored = Tree(self._rows, feed)
+        size = stored.size()
+        if feed not in self._trees or self._trees[feed].size != size:
+            self._trees[feed] = Frontier.stored(size, stored.nodes)
+        return self._trees[feed]
 
     def _leaf(self, feed: int, seq: int) -> Digest:
         return Digest(self._rows("SELECT leaf FROM entries WHERE feed = ? AND seq = ?", feed, seq)[0][0].hex())

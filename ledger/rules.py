@@ -1,15 +1,17 @@
 """Whether a proposed decision is right: pure checks against the fold and the proposal's own head vector.
 
+A feed that was proven forked stays where the decision before left it: its head is carried over, nothing new of it counts.
+
 Never the local clock, never what arrived after the head vector. Blobs, registers and losses are not known here: the node
 adds those checks. The answer is a value: `Fits`, `Unfit(reason)`, or `Lacking` what must be pulled first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from ledger.charter import amended
+from ledger.amending import amended
 from ledger.collective import Collective, Contribution, leaf_at
 from ledger.cuts import Amendment, Cut, Exclusion, FeedHead, Last, Place, Value
 from protocol.errors import Refused
@@ -45,17 +47,19 @@ Check = Fits | Unfit | Lacking
 
 def place(collective: Collective, sizes: Mapping[MemberId, int]) -> Place:
     """The place of a value that is to be proposed at the next height, over the given feed sizes."""
+    before = {h.member: h for h in collective.decisions[-1].value.place.heads} if collective.decisions else {}
     heads = [
         FeedHead(member=m, size=n, leaf=leaf)
         for m, n in sorted(sizes.items())
-        if n > 0 and (leaf := leaf_at(collective, m, n)) is not None
+        if n > 0 and not collective.fork_known(m) and (leaf := leaf_at(collective, m, n)) is not None
     ]
+    heads += [h for m, h in before.items() if collective.fork_known(m)]
     return Place(
         collective=collective.id,
         charter=collective.charter.digest,
         height=collective.height,
         parent=collective.parent,
-        heads=tuple(heads),
+        heads=tuple(sorted(heads, key=lambda h: h.member)),
     )
 
 
@@ -66,8 +70,13 @@ def check(collective: Collective, value: Value) -> Check:
     if (where.collective, where.charter, where.height, where.parent) != expected:
         return Unfit(reason="wrong-place")
     known = collective.ever_members()
+    before = collective.decisions[-1].value.place.heads if collective.decisions else ()
     lacking = {}
     for head in where.heads:
+        if collective.fork_known(head.member) and head in before:
+            continue  # which of its histories that is was decided before
+        if collective.fork_known(head.member, where):
+            return Unfit(reason="forked-feed")
         if head.member not in known:
             return Unfit(reason="stranger-in-heads")
         leaf = leaf_at(collective, head.member, head.size)
@@ -77,7 +86,6 @@ def check(collective: Collective, value: Value) -> Check:
             return Unfit(reason="wrong-head")
     if lacking:
         return Lacking(feeds=lacking)
-    before = collective.decisions[-1].value.place.heads if collective.decisions else ()
     if any(where.size_of(h.member) < h.size for h in before):
         return Unfit(reason="cut-shrinks")
     return _check_cut(collective, value) if isinstance(value, Cut) else _check_amendment(collective, value)
@@ -89,11 +97,17 @@ def _check_amendment(collective: Collective, value: Amendment) -> Check:
         return Unfit(reason="amendment-not-proposed")
     if asked.change != dict(value.change):
         return Unfit(reason="amendment-differs")
-    voters = {m.id for m in collective.charter.voters}
-    approvals = collective.approvals.get(value.proposal, {})
-    approving = [m for m, s in approvals.items() if m in voters and s.seq < value.place.size_of(m)]
-    if len(approving) < collective.charter.quorum:
-        return Unfit(reason="amendment-not-approved")
+    said = collective.successions.get(value.proposal)
+    if said is None:
+        voters = {m.id for m in collective.charter.voters}
+        approvals = collective.approvals.get(value.proposal, {})
+        approving = [m for m, s in approvals.items() if m in voters and s.seq < value.place.size_of(m)]
+        if len(approving) < collective.charter.quorum:
+            return Unfit(reason="amendment-not-approved")
+    elif not collective.proven(said, value.place):
+        return Unfit(reason="succession-unproven")
+    elif collective.outranked(said, value.place):
+        return Unfit(reason="succession-outranked")
     if any(isinstance(d.value, Amendment) and d.value.proposal == value.proposal for d in collective.decisions):
         return Unfit(reason="amendment-repeated")
     try:
@@ -121,6 +135,10 @@ def _check_cut(collective: Collective, cut: Cut) -> Check:
         return hard
     if [r.member for r in cut.registers] != sorted(collective.in_cut(cut)):
         return Unfit(reason="wrong-registers")
+    fresh = [c for taken in collective.in_cut(cut).values() for c in taken]
+    fresh = [c for c in fresh if previous is None or c.source.seq >= previous.place.size_of(c.member)]
+    if any(not witnessed(collective, c, cut.place.size_of) for c in fresh):
+        return Unfit(reason="unwitnessed")
     return Fits(hard=hard)
 
 
@@ -142,6 +160,34 @@ def _new_exclusions(collective: Collective, cut: Cut, previous: Cut | None) -> t
         else:
             hard.append(exclusion)
     return Unfit(reason="exclusion-forgotten") if carried else tuple(hard)
+
+
+def witnessed(collective: Collective, contribution: Contribution, within: Callable[[MemberId], int]) -> bool:
+    """Whether enough other organisations cosigned a contribution, by entries below `within(member)`."""
+    need = collective.charter.witness.cosignatures
+    return need == 0 or len(collective.witnesses.organisations(contribution, collective.charter, within)) >= need
+
+
+def within_reach(collective: Collective, sizes: Mapping[MemberId, int]) -> dict[MemberId, int]:
+    """The largest part of `sizes` in which everything that a cut would newly cover is witnessed well enough.
+
+    A cosignature counts only if the entry that carries it is covered too, so what is taken off one feed may unsettle
+    others: taken off until nothing changes. It never goes behind the decision before.
+    """
+    found = dict(sizes)
+    before = collective.decisions[-1].value.place if collective.decisions else None
+    pending = collective.pending() if collective.charter.witness.cosignatures else []
+    changed = True
+    while changed:
+        changed = False
+        for contribution in pending:
+            feed, seq = contribution.member, contribution.source.seq
+            decided = before is not None and seq < before.size_of(feed)
+            if decided or seq >= found.get(feed, 0):
+                continue
+            if not witnessed(collective, contribution, lambda member: found.get(member, 0)):
+                found[feed], changed = seq, True
+    return found
 
 
 def last_of(collective: Collective, where: Place) -> tuple[Last, ...]:
@@ -203,9 +249,13 @@ def omitted(collective: Collective, me: MemberId, cut: Cut, held: Collection[Dig
         return None
     mine = next((c for c in collective.decisions[-1].commits if c.member == me), None)
     seen = collective.seen_by_commit.get(mine.event, {}) if mine else {}
+    known = {**seen, me: mine.seq} if mine else {}
     for contribution in collective.pending():
-        recorded = contribution.source.seq < seen.get(contribution.member, 0) and contribution.blob in held
-        if recorded and contribution.source.seq >= cut.place.size_of(contribution.member):
+        feed, seq = contribution.member, contribution.source.seq
+        recorded = seq < seen.get(feed, 0) and contribution.blob in held
+        if not recorded or seq < cut.place.size_of(feed) or collective.fork_known(feed):
+            continue
+        if witnessed(collective, contribution, lambda member: known.get(member, 0)):
             return contribution
     return None
 

@@ -1,8 +1,9 @@
 """The ledger's SQLite file: tables, append-only triggers, connection settings, process lock, and what its errors mean.
 
-Written by one connection of one process (WAL, synchronous=FULL), read by anybody. Entries, bodies, heads and fork proofs
-are only ever added; the `state` table alone is replaced. Triggers are a seat belt against accidents; what detects a
-changed file are the hashes that the audit recomputes and the memory of other members.
+Written by one connection of one process (WAL, synchronous=FULL), read by anybody. Entries, tree nodes, heads and fork proofs
+are only ever added, the `state` table alone is replaced, and a body goes only when a row of `erased` says so. Triggers (in
+the file) and the authorizer (in our connection) are seat belts against accidents; what detects a changed file are the
+hashes that the audit recomputes and the memory of other members.
 """
 
 from __future__ import annotations
@@ -18,18 +19,26 @@ from typing import Final
 
 from sqlite_utils import Database
 
-from ledger.errors import StoreBroken, StoreFull, StoreLocked
+from ledger.errors import StoreBroken, StoreBusy, StoreFull, StoreLocked
 
 APPLICATION_ID: Final = 0x46495348  # "FISH"
-VERSION: Final = 1
+VERSION: Final = 2
+BUSY_SECONDS: Final = 5.0  # how long another program's write lock is waited for
+ERASABLE: Final = ("access.decided", "data.used")  # DESIGN: only data-access bodies; all others are needed by the fold
 
 _TABLES: Final = (
     "CREATE TABLE feeds (id INTEGER PRIMARY KEY, collective TEXT NOT NULL, member TEXT NOT NULL,"
     " UNIQUE (collective, member)) STRICT",
+    # Rows of some hundred bytes and more stand in tables with a rowid: without one, SQLite would put whole rows into inner
+    # pages and give every row over a quarter of a page a page of its own.
     "CREATE TABLE entries (feed INTEGER NOT NULL, seq INTEGER NOT NULL, line BLOB NOT NULL, leaf BLOB NOT NULL,"
-    " PRIMARY KEY (feed, seq)) STRICT, WITHOUT ROWID",
+    " PRIMARY KEY (feed, seq)) STRICT",
+    # Inner nodes of the RFC 6962 tree over a feed's leaves; level 0 stands in `entries`.
+    "CREATE TABLE nodes (feed INTEGER NOT NULL, level INTEGER NOT NULL, idx INTEGER NOT NULL, hash BLOB NOT NULL,"
+    " PRIMARY KEY (feed, level, idx)) STRICT, WITHOUT ROWID",
     "CREATE TABLE bodies (feed INTEGER NOT NULL, seq INTEGER NOT NULL, salt BLOB NOT NULL, data BLOB NOT NULL,"
-    " PRIMARY KEY (feed, seq)) STRICT, WITHOUT ROWID",
+    " PRIMARY KEY (feed, seq)) STRICT",
+    "CREATE TABLE erased (feed INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (feed, seq)) STRICT, WITHOUT ROWID",
     "CREATE TABLE heads (feed INTEGER NOT NULL, size INTEGER NOT NULL, root BLOB NOT NULL, signature BLOB NOT NULL,"
     " PRIMARY KEY (feed, size)) STRICT, WITHOUT ROWID",
     "CREATE TABLE forks (feed INTEGER PRIMARY KEY, proof BLOB NOT NULL) STRICT",
@@ -42,12 +51,29 @@ _INSERT_RULES: Final = {
     "entries": "EXISTS (SELECT 1 FROM feeds WHERE id = NEW.feed)"
     " AND NEW.seq = (SELECT coalesce(max(seq) + 1, 0) FROM entries WHERE feed = NEW.feed)",
     "bodies": "EXISTS (SELECT 1 FROM entries WHERE feed = NEW.feed AND seq = NEW.seq)"
-    " AND NOT EXISTS (SELECT 1 FROM bodies WHERE feed = NEW.feed AND seq = NEW.seq)",
+    " AND NOT EXISTS (SELECT 1 FROM bodies WHERE feed = NEW.feed AND seq = NEW.seq)"
+    " AND NOT EXISTS (SELECT 1 FROM erased WHERE feed = NEW.feed AND seq = NEW.seq)",
+    "nodes": "NEW.level > 0 AND length(NEW.hash) = 32"
+    " AND EXISTS (SELECT 1 FROM entries WHERE feed = NEW.feed AND seq = ((NEW.idx + 1) << NEW.level) - 1)"
+    " AND NOT EXISTS (SELECT 1 FROM nodes WHERE feed = NEW.feed AND level = NEW.level AND idx = NEW.idx)",
+    "erased": "NOT EXISTS (SELECT 1 FROM erased WHERE feed = NEW.feed AND seq = NEW.seq)"
+    " AND EXISTS (SELECT 1 FROM entries WHERE feed = NEW.feed AND seq = NEW.seq"
+    # The end of a canonical header; the JSON functions are "unsafe" in a trigger while trusted_schema is off.
+    """ AND (instr(CAST(line AS TEXT), '"type":"access.decided","v":1},"s":') > 0"""
+    """ OR instr(CAST(line AS TEXT), '"type":"data.used","v":1},"s":') > 0))""",
     "heads": "EXISTS (SELECT 1 FROM feeds WHERE id = NEW.feed)"
     " AND NOT EXISTS (SELECT 1 FROM heads WHERE feed = NEW.feed AND size = NEW.size)",
     "forks": "NOT EXISTS (SELECT 1 FROM forks WHERE feed = NEW.feed)",
 }
+_DELETE_RULES: Final = {"bodies": "NOT EXISTS (SELECT 1 FROM erased WHERE feed = OLD.feed AND seq = OLD.seq)"}
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_APPEND_ONLY: Final = frozenset(_INSERT_RULES)
+# What the writing connection may still set once it is open; reading a pragma is always allowed.
+_SETTABLE: Final = frozenset({"wal_checkpoint", "busy_timeout", "max_page_count", "integrity_check", "table_info"})
+_READS: Final = frozenset(
+    {sqlite3.SQLITE_READ, sqlite3.SQLITE_SELECT, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+)
+_BAD_SQLITE: Final = ((3, 7, 0), (3, 51, 2))
 
 
 def connect(path: Path, *, writer: bool) -> Database:
@@ -62,7 +88,14 @@ def connect(path: Path, *, writer: bool) -> Database:
             path.touch(mode=0o600)
         mode = "rw" if writer else "ro"
         # One connection for all threads; the store serialises them with its own lock.
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, check_same_thread=False)
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            check_same_thread=False,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,  # transactions begin where we say so
+            cached_statements=256,
+        )
         try:
             database = Database(connection, recursive_triggers=True, execute_plugins=False)
             database.execute("PRAGMA trusted_schema = OFF")
@@ -70,11 +103,56 @@ def connect(path: Path, *, writer: bool) -> Database:
             if writer:
                 database.execute("PRAGMA journal_mode = WAL").fetchall()
                 database.execute("PRAGMA synchronous = FULL")
+                database.execute("PRAGMA secure_delete = ON")
+                database.execute("PRAGMA wal_autocheckpoint = 4000").fetchall()  # 16 MB: an append touches six pages
             _settle(database, path, writer=writer)
+            if writer:
+                guarded(connection)
         except BaseException:
             connection.close()
             raise
         return database
+
+
+def sqlite_warning(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> str | None:
+    """What an operator should know about this SQLite library; None when there is nothing to say.
+
+    From 3.7.0 to 3.51.2 two connections that write or checkpoint at once can corrupt a write-ahead log (fixed in 3.51.3).
+    """
+    first, last = _BAD_SQLITE
+    if not first <= version <= last:
+        return None
+    number = ".".join(str(part) for part in version)
+    return (
+        f"SQLite {number} can corrupt its write-ahead log when two programs write at once (fixed in 3.51.3); this node is"
+        " the only writer of its ledger, which makes it safe: do not write to ledger.db with other programs"
+    )
+
+
+def guarded(connection: sqlite3.Connection, *, erasing: bool = False) -> None:
+    """Let a connection only read and insert: what is append-only is not updated, deleted, dropped or altered through it.
+
+    With `erasing`, bodies may be deleted too (their trigger still asks for a row of `erased`). INSERT OR REPLACE cannot be
+    told from INSERT here; the insert triggers refuse it, and they cannot be dropped.
+    """
+
+    def allow(action: int, first: str | None, second: str | None, _database: str | None, _trigger: str | None) -> int:
+        if action in _READS:
+            loads = action == sqlite3.SQLITE_FUNCTION and second == "load_extension"
+            return sqlite3.SQLITE_DENY if loads else sqlite3.SQLITE_OK
+        if action in {sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT}:
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_PRAGMA:
+            return sqlite3.SQLITE_OK if second is None or first in _SETTABLE else sqlite3.SQLITE_DENY
+        if action == sqlite3.SQLITE_INSERT:
+            return sqlite3.SQLITE_OK if first in _APPEND_ONLY or first == "state" else sqlite3.SQLITE_DENY
+        if first == "state" and action in {sqlite3.SQLITE_DELETE, sqlite3.SQLITE_UPDATE}:
+            return sqlite3.SQLITE_OK
+        if erasing and first == "bodies" and action == sqlite3.SQLITE_DELETE:
+            return sqlite3.SQLITE_OK
+        return sqlite3.SQLITE_DENY
+
+    connection.set_authorizer(allow)
 
 
 @contextlib.contextmanager
@@ -83,22 +161,29 @@ def guard(verb: str) -> Iterator[None]:
 
     Raises:
         StoreFull: no room; the transaction was rolled back.
-        StoreLocked: another program holds the database.
+        StoreBusy: another program kept the database locked for longer than we wait.
         StoreBroken: anything else.
     """
     try:
         yield
-    except sqlite3.Error as e:
-        code = getattr(e, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
-            raise StoreFull(f"couldn't {verb}: the disk is full; nothing was written, free some space") from e
-        if code in _BUSY:
-            raise StoreLocked(f"couldn't {verb}: another program is writing to the database") from e
-        raise StoreBroken(f"couldn't {verb}: {e}") from e
-    except OSError as e:
-        if e.errno == errno.ENOSPC:
-            raise StoreFull(f"couldn't {verb}: the disk is full; nothing was written, free some space") from e
-        raise StoreBroken(f"couldn't {verb}: {e.strerror or e}") from e
+    except (sqlite3.Error, OSError) as e:
+        raise meaning(e, verb) from e
+
+
+def meaning(error: sqlite3.Error | OSError, verb: str) -> StoreBroken | StoreBusy | StoreFull:
+    """The error of ours for one of SQLite or the file system, while we tried to `verb`."""
+    if isinstance(error, OSError):
+        full, busy, cause = error.errno == errno.ENOSPC, False, error.strerror or str(error)
+    else:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        full, busy, cause = code == sqlite3.SQLITE_FULL, code in _BUSY, str(error)
+    if full:
+        return StoreFull(f"couldn't {verb}: the disk is full; nothing was written, free some space")
+    if busy:
+        return StoreBusy(
+            f"couldn't {verb}: another program is writing to the database; nothing was written, close it and try again"
+        )
+    return StoreBroken(f"couldn't {verb}: {cause}")
 
 
 class ProcessLock:
@@ -140,7 +225,10 @@ def _settle(database: Database, path: Path, *, writer: bool) -> None:
     elif application != APPLICATION_ID or empty:
         raise StoreBroken(f"couldn't open ledger {path.name}: the file is not a ledger")
     elif version != VERSION:
-        raise StoreBroken(f"couldn't open ledger {path.name}: version {version}, this program knows {VERSION}")
+        raise StoreBroken(
+            f"couldn't open ledger {path.name}: version {version}, this program knows {VERSION}; use the program that wrote it,"
+            " or make a new home"
+        )
 
 
 def _create(database: Database) -> None:
@@ -150,7 +238,8 @@ def _create(database: Database) -> None:
         for name, rule in _INSERT_RULES.items():
             database.execute(_trigger(name, "insert", f"WHEN NOT ({rule})"))
             database.execute(_trigger(name, "update", ""))
-            database.execute(_trigger(name, "delete", ""))
+            lawful = _DELETE_RULES.get(name)
+            database.execute(_trigger(name, "delete", f"WHEN {lawful}" if lawful else ""))
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         database.execute(f"PRAGMA user_version = {VERSION}")
 

@@ -1,248 +1,265 @@
-"""The audit of everything a directory holds: integrity of feeds, what the fold flagged, and every release recomputed.
+"""The audit of everything a directory holds, from the bytes to what the events mean.
 
-Composes `ledger.audit` with `node.replay`; imports neither torch nor a network library. Trusts signatures and hashes only,
-and writes nothing, not even to put a damaged blob aside. A feed is followed up to its first fault. What is not all here,
-or could not be followed, is "could not check", never clean; so is a head that only one node confirmed (an observer says).
+    integrity (ledger.audit) -> facts from what holds (ledger.compliance) -> decisions on access repeated
+      -> releases recomputed (audit_releases) -> rules C1 to C16 -> findings, verdict
+
+Imports neither torch nor a network library. Trusts signatures and hashes only, and writes nothing, not even to put a damaged
+blob aside. A feed is followed up to its first fault. What is not all here, or could not be followed, is "could not check",
+never clean; so is a head that only one node confirmed (an observer says).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from ledger import audit, rules
+from ledger import audit, succession
+from ledger.access.book import Book
 from ledger.checkpoint import Head
-from ledger.collective import Collective, Contribution, Decision
-from ledger.cuts import Amendment, Cut
+from ledger.collective import Collective
+from ledger.compliance import findings as compliance
+from ledger.compliance.facts import Facts
+from ledger.compliance.repeat import repeat
+from ledger.compliance.rules import RULES
+from ledger.compliance.signs import links, signs
 from ledger.store import Store
-from node.gate import Reject
-from node.replay import Missing, Replay, matches
+from node.audit_releases import Blobs, Recomputed, Releases, unconfirmed
+from node.findings import ERROR, NOTICE, SEVERITIES, WARNING, Finding, of_integrity, of_rule, verdict
 from protocol.canon import Json
 from protocol.errors import FishernetError, Refused
-from protocol.ids import CollectiveId, Digest, digest
+from protocol.ids import CollectiveId
+from protocol.merkle import leaf_hash
 
-_MAX_BLOB = 1 << 30
-_OF_HEADS = frozenset(
-    {"bad-head", "tail-missing", "root-mismatch", "bad-proof", "fork"}
+_OF_HEADS: Final = frozenset(
+    {"bad-head", "tail-missing", "root-mismatch", "bad-proof", "fork", "node-mismatch"}
 )  # the entries stand by themselves
-_Found = dict[str, Json]
+_BINS: Final = 120
 
 
-def run(ledger_db: Path, blob_folder: Path, collective: CollectiveId, observed: Mapping[str, Json] | None) -> Json:
-    """Audit one collective in a directory; `observed` is what an observer said about unconfirmed heads.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What an observer said about heads, the auditor's clock (ms), whether a warning counts, what is added for a report."""
+
+    observed: Mapping[str, Json] | None = None
+    now_ms: int | None = None
+    strict: bool = False
+    report: bool = False
+
+
+def run(ledger_db: Path, blob_folder: Path, collective: CollectiveId, options: Options | None = None) -> Json:
+    """Audit one collective in a directory; the answer has the shape of cli/render.py.
 
     Raises:
         StoreBroken: there is no ledger to read.
     """
-    unchecked: list[str] = []
-    with Store.open(ledger_db, writer=False) as store:
-        integrity = audit.integrity(store, collective)
-        fold = _follow(store, collective, integrity, unchecked)
-        heads = list(_heads(store, collective))
-    findings = [
-        _finding(f.code, "notice" if f.code in audit.NOTICES else "fault", f.member, f.seq, f.event, f.text)
-        for f in integrity
-    ]
-    findings += _flagged(fold)
-    unchecked += [
-        f"entry {s.seq} of {s.member[:12]}: its body is missing, and it is not one that is ever erased"
-        for s in fold.withheld
-    ]
-    releases: list[Json] = []
-    if fold.known:
-        blobs = _Blobs(blob_folder)
-        recomputed = _Releases(fold, Replay(fold, blobs.read), findings, unchecked)
-        for decision in fold.decisions:
-            recomputed.check(decision)
-        releases += recomputed.results
-        findings += _damaged(fold, blobs)
-    else:
-        unchecked.append("the founder's feed with the charter is not here")
-    unchecked += _unconfirmed(observed)
-    faults = [f for f in findings if f["severity"] == "fault"]
-    names = {m.id: m.name for charter in fold.charters for m in charter.members}
+    audited = _Audit(collective, options or Options())
+    try:
+        with Store.open(ledger_db, writer=False) as store:
+            audited.read(store)
+        return audited.judge(Blobs(blob_folder))
+    finally:
+        audited.facts.close()
+
+
+def rules() -> Json:
+    """The rules, for `audit --rules`."""
     return {
-        "verdict": "findings" if faults else "could-not-check" if unchecked else "clean",
-        "collective": collective,
-        "feeds": [{"member": h.member, "name": names.get(h.member, ""), "size": h.size, "root": h.root} for h in heads],
-        "releases": releases,
-        "findings": [dict(f) for f in findings],
-        "unchecked": list(unchecked),
+        "rules": [
+            {
+                "id": rule.id,
+                "title": rule.title,
+                "promise": rule.promise,
+                "advice": rule.advice,
+                "severities": sorted({case.severity for case in rule.cases.values()}, key=SEVERITIES.index),
+            }
+            for rule in RULES.values()
+        ]
     }
 
 
-class _Blobs:
-    """Blobs as they lie in a folder; `damaged` are those that have other bytes than their name says."""
+class _Audit:
+    """One audit under way: what was read, and what was found so far."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.damaged: set[Digest] = set()
+    def __init__(self, collective: CollectiveId, options: Options) -> None:
+        self._collective, self._options = collective, options
+        self._fold, self._book, self.facts = Collective(collective), Book(), Facts()
+        self._heads: list[Head] = []
+        self._findings: list[Finding] = []
+        self._unchecked: list[str] = []
+        self._erased = 0
 
-    def read(self, name: Digest) -> bytes | None:
-        try:
-            with (self._folder / name).open("rb") as file:
-                data = file.read(_MAX_BLOB)
-        except FileNotFoundError:
-            return None
-        except OSError:
-            data = b""
-        if digest(data) == name:
-            return data
-        self.damaged.add(name)
+    # -- reading -----------------------------------------------------------------------------------------------------
+    def read(self, store: Store) -> None:
+        """Check the bytes of every feed, and follow each up to its first fault."""
+        faults = audit.integrity(store, self._collective)
+        self._findings += [of_integrity(f, _leaf(store, self._collective, f)) for f in faults]
+        for member in store.members(self._collective):
+            for fault in faults:
+                if (fault.member, fault.code) == (member, "tail-missing"):
+                    self.facts.lacks(member, (fault.seq or 0) + 1)
+            places = [f.seq for f in faults if f.member == member and f.code not in _OF_HEADS | audit.NOTICES]
+            end = min((seq for seq in places if seq is not None), default=None)
+            try:
+                while page := store.records(
+                    self._collective, member, size := self._fold.sizes.get(member, 0), _limit(size, end)
+                ):
+                    self._fold.apply_all(page)
+                    self._book.apply_all(page)
+                    self.facts.add(page)
+            except FishernetError as e:
+                self._unchecked.append(f"feed of {member[:12]}: {e}")
+                self.facts.lacks(member, size + 1)
+            if end is not None:
+                self._unchecked.append(f"feed of {member[:12]}: not followed beyond entry {end}, which is not right")
+                self.facts.lacks(member, end + 1)
+            try:
+                self._heads += store.heads(self._collective, member)
+            except Refused:  # the integrity check has named it
+                continue
+
+    # -- judging -----------------------------------------------------------------------------------------------------
+    def judge(self, blobs: Blobs) -> Json:
+        """Everything that follows from what was read."""
+        fold = self._fold
+        self._unchecked += [
+            f"entry {s.seq} of {s.member[:12]}: its body is missing, and it is not one that is ever erased"
+            for s in fold.withheld
+        ]
+        self._findings += _flagged(fold)
+        self._findings += self._unknown()
+        self.facts.settle(fold)
+        asked = self.facts.erased()
+        gone = [f for f in self._findings if f.id in audit.NOTICES and f.event in asked]
+        self._erased = len(gone)
+        self._findings = [f for f in self._findings if f not in gone]
+        releases: list[Recomputed] = []
+        if fold.known:
+            recomputed = Releases(fold, blobs, self.facts.forgotten())
+            releases = recomputed.check()
+            self._findings += recomputed.findings
+            self._unchecked += recomputed.unchecked
+            for release in releases:
+                if release.model is not None and release.matches is not None:
+                    self.facts.replayed(release.decision.digest, release.model, matches=release.matches)
+            repeat(self.facts, self._book, fold)
+        else:
+            self._unchecked.append("the founder's feed with the charter is not here")
+        self._signs()
+        self._findings += [of_rule(f) for f in compliance.find(self.facts)]
+        self._unchecked += unconfirmed(self._options.observed)
+        return self._answer(releases)
+
+    def _unknown(self) -> Iterator[Finding]:
+        for kind, count in sorted(self._fold.unknown_types.items()):
+            event, member, seq = self.facts.first_of(kind)
+            text = f"{count} entries of unknown type {kind}; this is the first"
+            yield Finding(id="unknown-type", severity=NOTICE, member=member, seq=seq, event=event, text=text)
+
+    def _signs(self) -> None:
+        members = self._fold.ever_members() if self._fold.known else None
+        longest = {h.member: h.size for h in self._heads}
+        for sign in (*links(self.facts, members, longest, self._options.now_ms), *signs(self.facts)):
+            if sign.unchecked:
+                self._unchecked.append(f"feed of {sign.member[:12]}: {sign.text}")
+            else:
+                self._findings.append(
+                    Finding(
+                        id=sign.id,
+                        severity=sign.severity,
+                        member=sign.member,
+                        seq=sign.seq,
+                        event=sign.event,
+                        evidence=sign.evidence,
+                        text=sign.text,
+                    )
+                )
+
+    def _answer(self, releases: list[Recomputed]) -> Json:
+        names = {m.id: m.name for charter in self._fold.charters for m in charter.members}
+        place = {severity: n for n, severity in enumerate(SEVERITIES)}
+        found = sorted(
+            self._findings, key=lambda f: (place[f.severity], f.member or "", -1 if f.seq is None else f.seq)
+        )
+        answer: dict[str, Json] = {
+            "verdict": verdict(found, self._unchecked, strict=self._options.strict),
+            "collective": self._collective,
+            "name": self._fold.charter.name if self._fold.known else "",
+            "as_of": compliance.moment(self.facts),
+            "feeds": [
+                {"member": h.member, "name": names.get(h.member, ""), "size": h.size, "root": h.root}
+                for h in self._heads
+            ],
+            "releases": [r.to_json() for r in releases],
+            "findings": [f.to_json() for f in found],
+            "unchecked": list(self._unchecked),
+            "erased": self._erased,
+            "records": compliance.records(self.facts),
+        }
+        if self._options.report:
+            answer["timeline"] = compliance.timeline(self.facts, _BINS, {f.event for f in found if f.event})
+        return answer
+
+
+def _leaf(store: Store, collective: CollectiveId, fault: audit.Finding) -> str | None:
+    """The hash of the entry that a fault is about, where its event cannot be read."""
+    if fault.event is not None or fault.seq is None:
         return None
-
-
-def _follow(store: Store, collective: CollectiveId, faults: list[audit.Finding], unchecked: list[str]) -> Collective:
-    """The fold of every feed up to its first faulty entry; what was left out is added to `unchecked`."""
-    fold = Collective(collective)
-    for member in store.members(collective):
-        places = [f.seq for f in faults if f.member == member and f.code not in _OF_HEADS | audit.NOTICES]
-        end = min((seq for seq in places if seq is not None), default=None)
-        try:
-            while page := store.records(collective, member, size := fold.sizes.get(member, 0), _limit(size, end)):
-                fold.apply_all(page)
-        except FishernetError as e:
-            unchecked.append(f"feed of {member[:12]}: {e}")
-        if end is not None:
-            unchecked.append(f"feed of {member[:12]}: not followed beyond entry {end}, which is not right")
-    return fold
+    rows = (row for row in store.raw(collective, fault.member) if row.seq <= (fault.seq or 0))
+    row = max(rows, key=lambda r: r.seq, default=None)
+    return None if row is None else leaf_hash(row.line).hex()
 
 
 def _limit(size: int, end: int | None) -> int:
     return 256 if end is None else max(0, min(256, end - size))
 
 
-def _heads(store: Store, collective: CollectiveId) -> Iterator[Head]:
-    for member in store.members(collective):
-        try:
-            yield from store.heads(collective, member)
-        except Refused:  # the integrity check has named it
-            continue
-
-
-def _finding(code: str, severity: str, member: str | None, seq: int | None, event: str | None, text: str) -> _Found:
-    return {"code": code, "severity": severity, "member": member, "seq": seq, "event": event, "text": text}
-
-
-def _flagged(fold: Collective) -> list[_Found]:
-    found = [_finding(f.code, "fault", f.source.member, f.source.seq, f.source.event, f.text) for f in fold.flaws]
+def _flagged(fold: Collective) -> Iterator[Finding]:
+    """What the fold could not take as it stands."""
+    for flaw in fold.flaws:
+        at = flaw.source
+        yield Finding(id=flaw.code, severity=ERROR, member=at.member, seq=at.seq, event=at.event, text=flaw.text)
     for double in fold.double_votes:
-        text = f"two different votes at height {double.height}, attempt {double.attempt}; the first is entry {double.first.seq}"
-        found.append(
-            _finding("double-vote", "fault", double.second.member, double.second.seq, double.second.event, text)
+        at = double.second
+        where = f"at height {double.height}, attempt {double.attempt}"
+        yield Finding(
+            id="double-vote",
+            severity=ERROR,
+            member=at.member,
+            seq=at.seq,
+            event=at.event,
+            evidence=(at.event, double.first.event),
+            text=f"two different votes {where}; the first is entry {double.first.seq}",
         )
-    found += [
-        _finding("unknown-type", "notice", None, None, None, f"{count} entries of unknown type {kind}")
-        for kind, count in sorted(fold.unknown_types.items())
-    ]
-    return found
-
-
-class _Releases:
-    """Checks decisions in their order against the rules and, for releases, against the blobs."""
-
-    def __init__(self, fold: Collective, replay: Replay, findings: list[_Found], unchecked: list[str]) -> None:
-        self._fold, self._replay = fold, replay
-        self._findings, self._unchecked = findings, unchecked
-        self._examined: set[str] = set()
-        self.results: list[Json] = []
-
-    def check(self, decision: Decision) -> None:
-        """Check one decision; what is wrong goes to the findings, what is not here to the unchecked."""
-        self._rules(decision)
-        self._certificates(decision)
-        if isinstance(decision.value, Cut):
-            self.results.append(self._release(decision, decision.value))
-
-    def _fault(self, code: str, at: Decision | Contribution, text: str) -> None:
-        source = at.proposal if isinstance(at, Decision) else at.source
-        self._findings.append(_finding(code, "fault", source.member, source.seq, source.event, text))
-
-    def _rules(self, decision: Decision) -> None:
-        """The ledger's own rules for a decision, against the state just before it."""
-        check = rules.check(self._fold.before(decision.height), decision.value)
-        kind = "amendment" if isinstance(decision.value, Amendment) else "release"
-        if isinstance(check, rules.Unfit):
-            text = f"{kind}: decision {decision.height} was committed by a quorum and breaks a rule: {check.reason}"
-            self._fault("bad-decision", decision, text)
-        elif isinstance(check, rules.Lacking):
-            feeds = ", ".join(f"{m[:12]} to entry {n - 1}" for m, n in check.feeds.items())
-            self._unchecked.append(f"{kind} at height {decision.height}: entries it builds on are not here ({feeds})")
-
-    def _certificates(self, decision: Decision) -> None:
-        """Another value that a quorum committed at the same height: more than f voters lied."""
-        tally, voters = self._fold.tally_of(decision.height), {m.id for m in decision.charter.voters}
-        for by_member in tally.commits.values():
-            said = [v for m, v in by_member.items() if m in voters and v.digest not in {None, decision.digest}]
-            others = {v.digest: [w.source for w in said if w.digest == v.digest] for v in said}
-            for other, sources in others.items():
-                if len(sources) >= decision.charter.quorum:
-                    last = max(sources, key=lambda s: s.member)
-                    text = f"a quorum committed {str(other)[:12]} too at height {decision.height}"
-                    self._findings.append(_finding("two-decisions", "fault", last.member, last.seq, last.event, text))
-
-    def _release(self, decision: Decision, cut: Cut) -> _Found:
-        result: _Found = {
-            "height": decision.height,
-            "number": cut.number,
-            "digest": decision.digest,
-            "model": cut.model,
-        }
-        for contribution in (c for published in self._fold.in_cut(cut).values() for c in published):
-            answer = self._replay.examine(contribution)
-            if isinstance(answer, Reject) and contribution.event not in self._examined:
-                self._examined.add(contribution.event)
-                self._fault(f"covers-{answer.code}", contribution, answer.text)
-        self._exclusions(decision, cut)
-        try:
-            model = self._replay.of_cut(decision.charter, cut)
-        except Refused as e:
-            self._unchecked.append(f"release {cut.number} could not be recomputed: {e}")
-            return {**result, "recomputed": False, "matches": None}
-        if isinstance(model, Missing):
-            missing = f"{len(model.blobs)} blobs are not here" if model.blobs else "entries are not here"
-            self._unchecked.append(f"release {cut.number} could not be recomputed: {missing}")
-            return {**result, "recomputed": False, "matches": None}
-        same = matches(cut, model)
-        if not same:
-            computed, signed = model.digest[:12], cut.model[:12]
-            text = f"release {cut.number} recomputes to model {computed}, not to what was signed ({signed})"
-            self._fault("release-mismatch", decision, text)
-        return {**result, "recomputed": True, "matches": same}
-
-    def _exclusions(self, decision: Decision, cut: Cut) -> None:
-        """Whether each blob that was left out for a fault of its own has that fault."""
-        claimed = {
-            x.event: x.reason for x in cut.excluded if x.reason != rules.REFUSED and x.event not in self._examined
-        }
-        self._examined |= claimed.keys()
-        for contribution in (c for by in self._fold.contributions.values() for c in by if c.event in claimed):
-            answer, reason = self._replay.examine(contribution), claimed[contribution.event]
-            if answer is None:
-                self._unchecked.append(f"release {cut.number}: the blob left out as {reason!r} is not here")
-            elif not (isinstance(answer, Reject) and answer.code == reason):
-                what = f"contribution {contribution.number} of {contribution.member[:12]}"
-                self._fault("exclusion-without-fault", decision, f"release {cut.number} leaves out {what}: {reason}")
-
-
-def _damaged(fold: Collective, blobs: _Blobs) -> list[_Found]:
-    """Blobs whose file has other bytes than their digest says, at the entries that published them."""
-    found = []
-    for contribution in (c for published in fold.contributions.values() for c in published):
-        blobs.read(contribution.blob)
-        if contribution.blob in blobs.damaged:
-            at, text = (
-                contribution.source,
-                f"the file of blob {contribution.blob[:12]} has other bytes than its digest says",
+    for was in (w for charter in fold.charters[-1:] for m in charter.members for w in m.was):
+        if was.left == succession.RECOVERY and fold.sizes.get(was.id, 0) > was.size:
+            yield Finding(
+                id="untrusted-entry",
+                severity=WARNING,
+                member=was.id,
+                seq=was.size,
+                event=next((s.event for s in fold.sources.values() if (s.member, s.seq) == (was.id, was.size)), None),
+                text=f"{fold.sizes[was.id] - was.size} entries were signed with a key after its owner had lost it",
             )
-            found.append(_finding("blob-damaged", "fault", at.member, at.seq, at.event, text))
-    return found
-
-
-def _unconfirmed(observed: Mapping[str, Json] | None) -> list[str]:
-    feeds = (observed or {}).get("feeds")
-    found = []
-    for feed in feeds if isinstance(feeds, list) else []:
-        if isinstance(feed, dict) and feed.get("status") not in {None, "confirmed", "ok"}:
-            found.append(f"feed of {str(feed.get('member'))[:12]}: {feed.get('status')}")
-    return found
+    for item in fold.witnesses.contradicting():
+        at, said = item.source, item.cosignature
+        yield Finding(
+            id="witness-contradicts",
+            severity=ERROR,
+            member=at.member,
+            seq=at.seq,
+            event=at.event,
+            evidence=(at.event, said.root),
+            text=f"it witnessed another history of {said.member[:12]} ({said.size} entries) than the one that is here",
+        )
+    for member, finders in sorted(fold.forked.items()):
+        for at in finders.values():
+            yield Finding(
+                id="fork",
+                severity=ERROR,
+                member=member,
+                event=at.event,
+                evidence=(at.event,),
+                text=f"the member signed two histories, as entry {at.seq} of {at.member[:12]} proves",
+            )

@@ -9,7 +9,8 @@ from contrib import adapters
 from contrib.merging import RECIPES
 from contrib.models import Model
 from ledger import charter as charters
-from ledger.charter import Adapter, Base, Charter, Gate, Member, Release, Update
+from ledger.amending import amended
+from ledger.charter import Adapter, Base, Charter, Gate, Member, Release, Update, Witness
 from node.errors import NotAllowed
 from protocol.canon import Json
 from protocol.ids import Digest, MemberId
@@ -62,6 +63,7 @@ def draft(args: Mapping[str, Json], model: Model, founder: Member) -> Charter:
             patience_ms=_int(args, "patience_ms", 60_000),
             timeout_ms=_int(args, "timeout_ms", 20_000),
         ),
+        witness=Witness(cosignatures=_int(args, "cosignatures", 0)),
         members=members,
         faults=_int(args, "faults", charters.default_faults(voters)),
     )
@@ -99,7 +101,7 @@ def changes(charter: Charter, args: Mapping[str, Json]) -> list[dict[str, Json]]
     removed = args.get("remove")
     found += [{"op": "remove", "id": str(m)} for m in (removed if isinstance(removed, list) else [])]
     for change in found:
-        charter = charters.amended(charter, change)
+        charter = amended(charter, change)
     return found
 
 
@@ -131,12 +133,17 @@ def _reseated(charter: Charter, seats: Json) -> list[dict[str, Json]]:
     if not isinstance(seats, list) or not all(isinstance(s, dict) for s in seats):
         raise NotAllowed("couldn't amend charter: members is a list of seats")
     wanted = {str(s.get("id")): dict(s) for s in seats if isinstance(s, dict)}
-    old = {m.id: {"id": m.id, "name": m.name, "role": m.role, "weight": m.weight} for m in charter.members}
+    old = {m.id: m.to_json() for m in charter.members}
     found: list[dict[str, Json]] = []
     for member, seat_ in wanted.items():
-        if member not in old:
+        before = old.get(MemberId(member), {})
+        if seat_.pop("was", before.get("was", [])) != before.get("was", []):
+            raise NotAllowed(
+                "couldn't amend charter: a seat's earlier keys can't be set", hint="fishernet key rotate, or key revoke"
+            )
+        if not before:
             found.append({"op": "add", "member": seat_})
-        elif seat_ != old[MemberId(member)]:
+        elif {**before, **seat_} != before:
             found.append({"op": "role", "member": seat_})
     return found + [{"op": "remove", "id": m} for m in old if m not in wanted]
 
@@ -144,7 +151,9 @@ def _reseated(charter: Charter, seats: Json) -> list[dict[str, Json]]:
 def seat(args: Mapping[str, Json]) -> dict[str, Json]:
     """The seat that `collective invite` proposes."""
     member = str(args.get("member"))
+    organisation = args.get("organisation")
     return {
+        **({"organisation": str(organisation)} if organisation else {}),
         "id": member,
         "name": str(args.get("name") or member[:12]),
         "role": str(args.get("role") or "contributor"),
@@ -153,13 +162,13 @@ def seat(args: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _founders(args: Mapping[str, Json]) -> list[Member]:
-    """Founding members besides the founder, as ID[:NAME[:ROLE]]."""
+    """Founding members besides the founder, as ID[:NAME[:ROLE[:ORGANISATION]]]."""
     found = []
     given = args.get("members")
     for text in given if isinstance(given, list) else []:
-        id_, _, rest = str(text).partition(":")
-        name, _, role = rest.partition(":")
-        found.append(Member(id=MemberId(id_), name=name or id_[:12], role=role or "contributor"))
+        id_, name, role, organisation, *_ = [*str(text).split(":", 3), "", "", ""]
+        seat = Member(id=MemberId(id_), name=name or id_[:12], role=role or "contributor", organisation=organisation)
+        found.append(seat)
     return found
 
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
-from pathlib import Path
 from typing import Final
 
 from ledger import charter as charters
 from ledger import events
+from ledger.amending import amended
 from ledger.charter import Member
-from node import auditing, config, control, reports
+from node import auditing, config, control, curating, erasing, granting, reports, succeeding
 from node import charters as wishes
 from node import session as sessions
 from node.errors import DaemonDown, NoCollective, NotAllowed
 from node.home import Home
-from node.seat import Seat
+from node.seat import Seat, now_ms
 from node.session import Session
 from protocol.canon import Json
 from protocol.errors import Refused
@@ -78,13 +77,19 @@ async def _create(session: Session, args: Args) -> Json:
     if not name:
         raise NotAllowed("couldn't create collective: no base model is named", hint="--model smollm2-135m")
     model = await asyncio.to_thread(session.find_model, name)
-    founder = Member(id=session.member, name=session.config.node.name, role="contributor")
+    founder = Member(
+        id=session.member,
+        name=session.config.node.name,
+        role="contributor",
+        organisation=str(args.get("organisation") or ""),
+    )
     charter = wishes.draft(args, model, founder)
     collective = charters.collective_id(charter)
     key = session.identity.key
     seat = Seat(session.home, session.member, session.store, collective, key=key)
     seat.append(events.Genesis(charter=charter.to_json()))
     seat.append(events.PeerBound(binding=dict(session.identity.binding)))
+    seat.append(session.identity.bound(collective))
     config.update(session.home.config_file, "node", "collective", collective)
     session.open_seat()
     session.commit_data()
@@ -113,7 +118,7 @@ def _propose(session: Session, changes: list[dict[str, Json]]) -> Json:
     fold = seat.fold
     texts, found = [], []
     for change in changes:
-        charters.amended(fold.charter, change)
+        amended(fold.charter, change)
         texts.append(reports.describe(fold, change))
         found.append(seat.append(events.AmendmentProposed(change=change)).entry.event)
     others = fold.charter.quorum - 1
@@ -159,6 +164,15 @@ async def _requests(session: Session, _args: Args) -> Json:
     return {"requests": asking, "proposals": reports.proposals(seat.fold)}
 
 
+async def _give_seat(session: Session, args: Args) -> Json:
+    seat = session.need_seat()
+    if not seat.fold.known or seat.fold.charter.member(seat.me) is None:
+        raise NotAllowed(
+            "couldn't ask for succession: this node has no seat", hint="hand the statement to a member that has"
+        )
+    return succeeding.propose(seat, args.get("statement"))
+
+
 def _voter(session: Session) -> Seat:
     seat = session.need_seat()
     mine = seat.fold.charter.member(seat.me)
@@ -167,52 +181,18 @@ def _voter(session: Session) -> Seat:
     return seat
 
 
-# -- data ------------------------------------------------------------------------------------------------------------
-async def _add_data(session: Session, args: Args) -> Json:
-    summary = await asyncio.to_thread(_read_rows, session, args)
-    if session.seat is not None and session.seat.fold.known and session.seat.paused is None:
-        session.commit_data()
-    if session.daemon is not None:
-        session.daemon.use_data()
-    return summary
-
-
-def _read_rows(session: Session, args: Args) -> Json:
-    from contrib import readers
-
-    path = Path(str(args.get("path")))
-    fields = {k: str(args[k]) for k in ("text_field", "prompt_field", "completion_field") if args.get(k)}
-    rows = readers.read(path, format=args.get("format") or None, **fields)  # type: ignore[arg-type]
-    share = args.get("held_out_ppm")
-    exists = str(args.get("if_exists") or "refuse")
-    with session.rows() as store:
-        summary = store.add(
-            str(args.get("dataset")),
-            rows,
-            share if isinstance(share, int) else None,
-            if_exists=exists,  # type: ignore[arg-type]
-        )
-    found: dict[str, Json] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(summary).items()}
-    return found
-
-
-async def _list_data(session: Session, _args: Args) -> Json:
-    if not session.home.rows_db.exists():
-        return {"datasets": []}
-    with session.rows(read_only=True) as rows:
-        found: list[Json] = [
-            {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(s).items()} for s in rows.datasets()
-        ]
-    return {"datasets": found}
-
-
 # -- what is -----------------------------------------------------------------------------------------------------------
 async def _status(session: Session, _args: Args) -> Json:
     found: dict[str, Json] = {"node": session.config.node.name, "member": session.member, "running": False}
     if session.seat is not None:
         found |= reports.status(session.seat)
+        found |= erasing.status(session, now_ms())
     if session.daemon is not None:
         found |= session.daemon.status()
+    if (warning := session.store.sqlite_warning()) is not None:
+        found["sqlite"] = warning
+    if session.home.recovery_file.exists():
+        found["recovery_file"] = str(session.home.recovery_file)
     return found
 
 
@@ -241,9 +221,13 @@ def _audit(home: Home, args: Args) -> Json:
     if not collective:
         raise NoCollective("couldn't audit: this node has no collective", hint="fishernet collective create or join")
     observed = args.get("observed")
-    return auditing.run(
-        home.ledger_db, home.blobs, CollectiveId(as_hex(collective)), observed if isinstance(observed, dict) else None
+    options = auditing.Options(
+        observed=observed if isinstance(observed, dict) else None,
+        now_ms=now_ms(),
+        strict=args.get("strict") is True,
+        report=args.get("report") is True,
     )
+    return auditing.run(home.ledger_db, home.blobs, CollectiveId(as_hex(collective)), options)
 
 
 COMMANDS: Final[Mapping[str, Command]] = {
@@ -254,12 +238,16 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "collective.join": _join,
     "collective.amend": _amend,
     "collective.requests": _requests,
-    "data.add": _add_data,
-    "data.list": _list_data,
+    "data.add": curating.add,
+    "data.list": curating.list_,
+    "data.forget": curating.forget,
+    "data.seal": curating.seal,
+    **granting.COMMANDS,
+    "key.propose": _give_seat,
     "status": _status,
     "log": _log,
     "train.now": _train,
     "measure": _measure,
 }
-READING: Final = frozenset({"collective.show", "collective.requests", "data.list", "status", "log"})
+READING: Final = frozenset({"collective.show", "collective.requests", "data.list", "status", "log", *granting.READING})
 LIVE: Final = frozenset({"train.now", "measure"})

@@ -25,10 +25,15 @@ _HOST = r"/(?:ip4|ip6|dns|dns4|dns6)/[0-9A-Za-z.:%_-]+"
 Listen = Annotated[str, StringConstraints(pattern=rf"^{_HOST}/tcp/\d{{1,5}}$")]
 Peer = Annotated[str, StringConstraints(pattern=rf"^{_HOST}/tcp/\d{{1,5}}/p2p/[1-9A-HJ-NP-Za-km-z]{{40,60}}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z ._-]{0,62}$")]
+Code = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
+Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _FORMS = {
     "name": "Clinic North: letters, digits, blanks, dots, dashes, at most 63",
     "collective": "64 lower-case hex digits, as `fishernet collective show` prints them",
     "listen": "/ip4/0.0.0.0/tcp/4242",
+    "purpose": "model-improvement: small letters, digits, dots, dashes, at most 64",
+    "purposes": "model-improvement: small letters, digits, dots, dashes, at most 64",
+    "members": "64 lower-case hex digits, as `fishernet collective show` prints them",
     "peers": "/ip4/192.0.2.7/tcp/4242/p2p/12D3Koo..., as `fishernet status` prints it at that node",
 }
 _LIST: Final = Field(strict=False)  # TOML arrays arrive as lists, and we keep tuples
@@ -70,6 +75,10 @@ class Train(_Section):
 
     datasets: Annotated[tuple[str, ...], _LIST] = Field(
         default=(), description="Data sets to train on (see `fishernet data list`); [] = all of them."
+    )
+    purpose: Code = Field(
+        default="model-improvement",
+        description="What rows are used for here; a grant must name it (see `fishernet grant list`).",
     )
     auto: bool = Field(
         default=True, description="Start a run by itself whenever there is something new to learn from or to."
@@ -116,6 +125,48 @@ class Serve(_Section):
     preload: bool = Field(default=False, description="Load the model at start instead of at the first request.")
 
 
+class Egress(_Section):
+    """What may leave this node, whatever a run has made; what is kept back is an event, and stays learnt here."""
+
+    max_bytes: int = Field(
+        default=0, ge=0, lt=2**53, description="Bytes of one contribution; 0 = what the charter allows."
+    )
+    max_norm: float = Field(
+        default=0, ge=0, le=1e6, description="Norm of one contribution's update; 0 = what the charter allows."
+    )
+    max_epsilon: float = Field(
+        default=0,
+        ge=0,
+        le=1e6,
+        description="Differential-privacy epsilon a contribution may spend; with one, an update without DP stays here; 0 = any.",
+    )
+    modules: Annotated[tuple[str, ...], _LIST, Field(max_length=256)] = Field(
+        default=(),
+        description='Modules of the base model an update may touch, * for any part of a name: ["*.q_proj"]; [] = all.',
+    )
+    purposes: Annotated[tuple[Code, ...], _LIST, Field(max_length=64)] = Field(
+        default=(), description="Purposes whose results may leave; [] = any."
+    )
+    members: Annotated[tuple[Hex, ...], _LIST, Field(max_length=256)] = Field(
+        default=(), description="Ids of the members that may fetch blobs from this node; [] = all members."
+    )
+
+
+class Ledger(_Section):
+    """What this node writes into its feed besides its work."""
+
+    heartbeat_s: int = Field(
+        default=600,
+        ge=1,
+        le=86_400,
+        description="Write a sign of life when nothing else was written for so many seconds.",
+    )
+    post_quantum: bool = Field(
+        default=False,
+        description="Cosign other members' heads with ML-DSA-44 too: 2.4 KB more each, safe against quantum computers.",
+    )
+
+
 class NodeConfig(_Section):
     """A whole `node.toml`."""
 
@@ -123,6 +174,8 @@ class NodeConfig(_Section):
     network: Network = Network()
     train: Train = Train()
     serve: Serve = Serve()
+    egress: Egress = Egress()
+    ledger: Ledger = Ledger()
 
 
 def load(path: Path) -> NodeConfig:

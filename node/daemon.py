@@ -9,44 +9,52 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import os
 import signal
 import sys
 from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
+from contrib import adapters
+from contrib.adapters import AdapterSpec
 from ledger.cuts import Cut
 from ledger.store import Store
-from node import commands, control, http
+from node import commands, control, erasing, http, succeeding
+from node import identity as identities
 from node.api import Facts, create_app
 from node.blobs import BlobStore
 from node.council import Council
+from node.egress import Egress, policy_of
 from node.errors import NoCollective, NotAllowed
 from node.home import Home
 from node.joining import Joining
 from node.judging import Judge
 from node.measure import Scales
+from node.permits import Permits
 from node.replay import Missing, Model, Replay
 from node.rounds import Rounds
-from node.seat import now_ms
+from node.seat import Seat, now_ms
 from node.serving import Serving
-from node.session import Session
+from node.session import Session, row_key
 from node.shelf import Holdings, Shelf
 from node.streams import Tap
 from node.swarm import Swarm, SwarmConfig
 from node.sync import Sync, SyncRules
 from node.trainer import WorkerTrainer
+from node.witnessing import Witnessing
 from protocol.canon import Json
 from protocol.errors import Fatal, FishernetError, Retry
-from protocol.ids import ZERO, MemberId
+from protocol.ids import ZERO, CollectiveId, MemberId
 
 log = logging.getLogger("fishernet.daemon")
 _TICK_S: Final = 0.5
 _BURST_S: Final = 0.02
 _STOP_S: Final = 4.0
 _INSIST_S: Final = (1.5, 3.0)
-_PARTS: Final = frozenset({"swarm", "sync", "control", "join", "watch", "api", "council", "train"})
+_PARTS: Final = frozenset({"swarm", "sync", "control", "join", "watch", "api", "council", "train", "witness"})
 _RETRY_RUN_S: Final = 15.0
 _RETRY_SERVE_S: Final = 2.0
 
@@ -93,6 +101,8 @@ class Daemon:
         self._jobs: asyncio.TaskGroup | None = None
         self.events = control.Events(now_ms)
         self.blobs = BlobStore(home.blobs)
+        self.egress = Egress(seat, policy_of(config.egress))
+        self.permits = Permits(seat, purpose=config.train.purpose, policy=self.egress.in_force)
         self.swarm = Swarm(
             SwarmConfig(
                 identity=home.transport_key,
@@ -114,16 +124,29 @@ class Daemon:
                 on_records=seat.receive,
                 wants=self._wants,
                 farewell=seat.farewell,
+                on_fork=seat.fork_found,
+                serves=self.egress.serves,
                 peers=lambda: seat.fold.peers,
             ),
         )
         self.joining = Joining(session, self.sync, self._next_change, accept_fork_risk=accept_fork_risk)
         self.holdings = Holdings(seat, self.blobs, self.sync, self._blob_arrived)
         self.replay = Replay(seat.fold, self.holdings.read)
-        self.trainer = WorkerTrainer(threads=config.train.threads, length=config.train.length)
-        self.scales = Scales(home, self.trainer, (), config.train.held_out_rows)
+        self.trainer = WorkerTrainer(
+            threads=config.train.threads, length=config.train.length, rows_key=session.rows_key
+        )
+        self.scales = Scales(home, self.trainer, (), config.train.held_out_rows, permits=self.permits.evaluate)
         self.council = Council(seat, self.replay, Judge(seat, self.replay, self.scales, self.holdings.fetch))
-        self.rounds = Rounds(seat, self.replay, self.blobs, self.trainer, self.scales)
+        self.rounds = Rounds(
+            seat,
+            self.replay,
+            self.blobs,
+            self.trainer,
+            self.scales,
+            permits=self.permits,
+            egress=self.egress,
+        )
+        self.witnessing = Witnessing(seat, session.identity, heartbeat_s=config.ledger.heartbeat_s)
         self.serving: Serving | None = None
         self.shelf: Shelf | None = None
         self.api_port: int | None = None
@@ -132,6 +155,8 @@ class Daemon:
     # -- life --------------------------------------------------------------------------------------------------------
     async def run(self) -> None:
         """Run until a signal, a Fatal error, or cancellation."""
+        if (warning := self.session.store.sqlite_warning()) is not None:
+            log.info("event=sqlite warning=%s", warning)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -174,6 +199,7 @@ class Daemon:
         """Become a working member; then vote and train until the end."""
         await self.joining.charter()
         model, spec = self.joining.base(), self.joining.spec().to_json()
+        self.egress.layout = functools.cache(lambda: adapters.layout(model.path, AdapterSpec.parse(spec)))
         charter = self.seat.fold.charter
         await self.trainer.load(model.path, spec)
         adapter = {**spec, "coordinates": charter.adapter.coordinates}
@@ -187,6 +213,7 @@ class Daemon:
         self.use_data()
         self._settled.set()
         log.info("event=ready member=%s height=%s", self.seat.me[:12], self.seat.fold.height)
+        jobs.create_task(self.witnessing.run(), name="witness")
         jobs.create_task(self.council.run(), name="council")
         jobs.create_task(self._train(), name="train")
 
@@ -213,6 +240,7 @@ class Daemon:
                     if isinstance(e, Fatal):
                         raise
                     log.warning("event=run-lost code=%s cause=%s", e.code, e)
+                    left = self.rounds.unpublished() is not None  # it may have been refused for good
                     await asyncio.sleep(_RETRY_RUN_S)
             await asyncio.sleep(_TICK_S)
 
@@ -220,6 +248,7 @@ class Daemon:
         """After every change: announce, fetch blobs, tell what was decided, serve what is new."""
         while True:
             await self._next_change()
+            await erasing.tend(self.session)
             await self.sync.announce()
             if self.seat.fold.known:
                 self.holdings.fetch(self.seat.fold.pending())
@@ -229,6 +258,9 @@ class Daemon:
                 log.info("event=decided height=%s kind=%s digest=%s", decision.height, kind, decision.digest[:12])
                 self.events.emit("decided", height=decision.height, what=kind, number=number, digest=decision.digest)
                 self._decided += 1
+                if (reason := succeeding.ended(self.seat)) is not None:
+                    log.warning("event=succeeded cause=%s", reason)
+                    self.seat.pause(reason)
             try:
                 fresh = await self.shelf.update() if self.shelf is not None else []
             except Retry as e:  # the disk is full, the engine was lost: it is served later
@@ -355,9 +387,25 @@ def main(home: Home, passphrase: str | None, *, accept_fork_risk: bool = False) 
     for noisy in ("httpx", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     with home.lock(), Store.open(home.ledger_db) as store:
-        identity = home.unlock(passphrase)
         config = home.read_config()
-        session = Session(home=home, config=config, store=store, member=identity.member, identity=identity)
+        if home.next_keys.exists() and config.node.collective:
+            told = Seat(home, identities.member_of(home), store, CollectiveId(config.node.collective))
+            if (member := succeeding.adopt(home, told.fold)) is not None:
+                log.warning("event=keys-changed member=%s", member[:12])
+        identity = home.unlock(passphrase)
+        if config.ledger.post_quantum and identity.post_quantum is None:
+            identities.add_post_quantum(home, passphrase if identities.is_locked(home) else None)
+            identity = home.unlock(passphrase)
+        session = Session(
+            home=home,
+            config=config,
+            store=store,
+            member=identity.member,
+            identity=identity,
+            row_key=row_key(home, passphrase),
+        )
+        session.rows_key()  # a wrong passphrase is said now, not at the first run
+        os.environ.pop("FISHERNET_PASSPHRASE", None)  # no child inherits it: one of them reads what strangers send
         session.open_seat()
         if session.seat is None:
             raise NoCollective(

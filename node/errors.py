@@ -28,6 +28,7 @@
     │   ├── StreamEnded (Retry)     a stream ended or stalled before all of it came
     │   ├── PeerRefused (Retry)     a peer answered no; `reason` is its code
     │   ├── NotAMember (Refused)    who asks is no member, so it gets a checkpoint and nothing else
+    │   ├── KeptBack (Refused)      the operator of this node lets no blobs out to this member
     │   ├── WrongPeer (Refused)     a request carries the binding of another peer
     │   └── UnknownHere (Refused)   the collective or feed that is asked for is not held here
     ├── BlobError                   a blob cannot be had
@@ -39,6 +40,8 @@
     ├── NoCollective (Refused)      the node belongs to no collective yet
     ├── WrongBase (Fatal)           the collective is built on another base model than this node has
     ├── NotAllowed (Refused)        the charter, the role or the state of the node forbids it
+    ├── AccessDenied (Refused)      no grant covers an access to rows; `reasons` are the codes
+    ├── EgressStopped (Refused)     the operator's policy keeps it back; `reason` is its code
     ├── AddressError (Fatal)        the HTTP server cannot listen there
     └── ControlError (Retry)        the running daemon cannot be asked
         ├── DaemonDown              no daemon listens on this home
@@ -276,6 +279,12 @@ class NotAMember(NetworkError, Refused):
     code: ClassVar[str] = "not-a-member"
 
 
+class KeptBack(NetworkError, Refused):
+    """The operator's egress policy lets no blobs out to this member."""
+
+    code: ClassVar[str] = "kept-back"
+
+
 class WrongPeer(NetworkError, Refused):
     """A request carries the binding of another peer than the one that sent it."""
 
@@ -334,6 +343,28 @@ class NotAllowed(NodeError, Refused):
     """The charter, the member's role or the node's state forbids it."""
 
     code: ClassVar[str] = "not-allowed"
+
+
+class AccessDenied(NodeError, Refused):
+    """No grant covers an access to private rows; `reasons` are the codes of the decision."""
+
+    code: ClassVar[str] = "access-denied"
+
+    def __init__(self, message: str, *, reasons: tuple[str, ...], hint: str = "") -> None:
+        """Keep the reasons beside the message."""
+        super().__init__(message, hint=hint)
+        self.reasons = reasons
+
+
+class EgressStopped(NodeError, Refused):
+    """The operator's egress policy keeps something back; `reason` is its code."""
+
+    code: ClassVar[str] = "egress-stopped"
+
+    def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
+        """Keep the reason beside the message."""
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class WrongBase(NodeError, Fatal):

@@ -18,7 +18,7 @@ from ledger import entry
 from ledger.entry import Body, Record
 from ledger.store import Store
 from node.blobs import BlobStore
-from node.errors import BlobMissing, NotAMember, PeerRefused, UnknownHere, WrongPeer
+from node.errors import BlobMissing, KeptBack, NotAMember, PeerRefused, UnknownHere, WrongPeer
 from node.ports import Network, Stream
 from protocol import wire
 from protocol.binding import Binding
@@ -89,6 +89,7 @@ class DeskRules:
     """Who we are, whom we serve, and who wants to know which verified peer speaks for which member.
 
     `farewell(reader, feed)` is how many entries of a feed we still show to one who is not allowed: a former member.
+    `serves(member)` is whether the operator lets a member fetch blobs from this node.
     """
 
     collective: CollectiveId
@@ -96,6 +97,7 @@ class DeskRules:
     allowed: Callable[[MemberId], bool]
     met: Callable[[Binding], None]
     farewell: Callable[[MemberId, MemberId], int]
+    serves: Callable[[MemberId], bool] = lambda _member: True
 
 
 class Desk:
@@ -153,6 +155,8 @@ class Desk:
         async with _refusing(stream):
             request, member = await self._read(stream, wire.BlobRequest)
             self._members_only(member)
+            if not self._rules.serves(request.binding.member):
+                raise KeptBack("couldn't serve blob: the operator does not let it out to this member")
             size = self._blobs.size(request.digest)
             if size is None:
                 raise BlobMissing(f"couldn't serve blob {request.digest[:12]}: it is not here")

@@ -2,6 +2,7 @@
 
     node.toml            the operator writes it; trusted; 0600 because it may hold API keys
     keys/                see `node.identity`; trusted; keep a copy
+    recovery.pem         the recovery key after `init`; belongs offline, not here
     ledger.db            every feed this node holds; verified on arrival and by `audit`; keep a copy
     rows.db              private rows, their salts and commitments; trusted; keep a copy
     blobs/<digest>       contributions; named by digest, so they need no trust; fetched again when lost
@@ -43,8 +44,13 @@ class Home:
     path: Path
 
     @classmethod
-    def init(cls, path: Path, *, passphrase: str | None, name: str = "node", toml: str | None = None) -> Home:
+    def init(
+        cls, path: Path, *, passphrase: str | None, name: str = "node", toml: str | None = None, keys: bool = True
+    ) -> Home:
         """Make a node: keys, config (`toml`, else the commented template) and an empty ledger.
+
+        The recovery key lies in `recovery.pem` until the operator moves it away. Without `keys` none are made: they are
+        restored from a backup then.
 
         What was made is removed again when a step fails, so a full disk leaves an empty directory.
 
@@ -57,12 +63,13 @@ class Home:
 
         home = cls(path=path.expanduser().absolute())
         text = config.template(name=name) if toml is None else toml
-        config.parse(text, source=home.config_file)
+        chosen = config.parse(text, source=home.config_file)
         _empty_directory(home.path)
         try:
             for folder in (home.keys, home.blobs, home.runs, home.views, home.run):
                 folder.mkdir(mode=0o700)
-            identity.create(home, passphrase)
+            if keys:
+                identity.create(home, passphrase, post_quantum=chosen.ledger.post_quantum)
             Store.open(home.ledger_db).close()
             write_new(home.config_file, text.encode(), mode=0o600)  # last: its presence says the home is whole
         except BaseException:
@@ -103,9 +110,39 @@ class Home:
         return self.keys / "transport.key"
 
     @property
+    def witness_key(self) -> Path:
+        """PKCS#8 PEM of the key that cosigns other members' heads."""
+        return self.keys / "witness.key"
+
+    @property
+    def post_quantum_key(self) -> Path:
+        """PKCS#8 PEM of the ML-DSA-44 key that cosigns beside it, if there is one."""
+        return self.keys / "witness-pq.key"
+
+    @property
+    def recovery_commitment(self) -> Path:
+        """SHA-256 of the public recovery key: what the feed commits to."""
+        return self.keys / "recovery.sha256"
+
+    @property
+    def recovery_file(self) -> Path:
+        """The recovery key as `init` leaves it for the operator, who moves it offline."""
+        return self.path / "recovery.pem"
+
+    @property
+    def next_keys(self) -> Path:
+        """The keys that take over the seat when its succession is decided."""
+        return self.keys / "next"
+
+    @property
     def binding_file(self) -> Path:
         """The statement of both keys that they belong together."""
         return self.keys / "binding.json"
+
+    @property
+    def rows_key(self) -> Path:
+        """The data key of sealed rows, locked by the passphrase."""
+        return self.keys / "rows.key"
 
     @property
     def ledger_db(self) -> Path:

@@ -29,6 +29,7 @@ log = logging.getLogger("fishernet.joining")
 _HEAD_ANSWER_S: Final = 10.0
 _ASKING: Final = "peers have not been asked yet how long our feed is"
 _NO_SEAT: Final = "this node has no seat in the collective yet: a member must invite it"
+_GONE: Final = "the seat of this node's key went to {}; the keys of that member are not in this home"
 _ALONE: Final = (
     "no other member has said yet how long our feed is; this node trains and serves, but writes nothing "
     "(fishernet up --accept-fork-risk overrides this)"
@@ -92,7 +93,8 @@ class Joining:
 
     async def seat(self) -> None:
         """Wait until the charter gives us a seat."""
-        self._seat.pause(_NO_SEAT)
+        past = self._seat.fold.charter.seat_of(self._seat.me)
+        self._seat.pause(_NO_SEAT if past is None else _GONE.format(past.id[:12]))
         while self._seat.fold.charter.member(self._seat.me) is None:
             await self._next_change()
 
@@ -117,18 +119,22 @@ class Joining:
         seat.pause(None)
 
     def introduce(self) -> None:
-        """The events every node writes when it begins: its binding when new, its versions, its data commitments."""
+        """The events every node writes when it begins: its bindings when new, its versions, its data commitments."""
         seat, identity = self._seat, self._session.identity
         if identity is None:
             raise NotAllowed("couldn't start: the key is not open")
         if seat.fold.peers.get(identity.peer) != seat.me:
             seat.append(events.PeerBound(binding=dict(identity.binding)))
+        bound = identity.bound(seat.collective)
+        if seat.fold.witnesses.announced.get(seat.me) != bound:
+            seat.append(bound)
+        seat.tell_forks()
         seat.append(events.NodeStarted(versions=_versions(), fork_risk_accepted=self._fork_risk))
         self._session.commit_data()
 
     def _size(self) -> int:
-        held = self._session.store.head(self._seat.collective, self._seat.me)
-        return held.size if held else 0
+        """How much of our own feed the fold has taken: the store has it a moment earlier."""
+        return self._seat.fold.sizes.get(self._seat.me, 0)
 
 
 def _versions() -> dict[str, str]:

@@ -74,8 +74,8 @@ class Judge:
             return None
         if not matches(value, model):
             return _unsound("wrong-model")
-        held = {c.blob for c in eligible(self._seat, self._replay)}
-        if rules.omitted(fold, self._seat.me, value, held):
+        here = {c.blob for c in eligible(self._seat, self._replay)}
+        if rules.omitted(fold, self._seat.me, value, here):
             return Finding(judgement=Judgement(sound=True, accept=False, reason="omitted"))
         return await self._measure(proposal, value, model)
 
@@ -90,8 +90,8 @@ class Judge:
         if lacking:
             self._wanted(lacking)
             return None
-        reach = sizes(self._seat, self._replay)
-        if any(head.size > reach[head.member] for head in value.place.heads):
+        reach = held(self._seat, self._replay)
+        if any(head.size > reach.get(head.member, 0) for head in value.place.heads if not fold.fork_known(head.member)):
             return _unsound("too-many-rejected")
         if change.get("field") == "recipe" and change.get("value") not in RECIPES:
             return Finding(judgement=Judgement(sound=True, accept=False, reason="unknown-recipe"))
@@ -178,7 +178,12 @@ def eligible(seat: Seat, replay: Replay) -> list[Contribution]:
 
 
 def sizes(seat: Seat, replay: Replay) -> dict[MemberId, int]:
-    """How far each feed can be covered by a cut of ours: up to the first contribution contested or not here.
+    """How far each feed can be covered by a cut of ours: what is `held`, as far as enough organisations cosigned it."""
+    return rules.within_reach(seat.fold, held(seat, replay))
+
+
+def held(seat: Seat, replay: Replay) -> dict[MemberId, int]:
+    """How far each feed can be covered by a decision of ours: up to the first contribution contested or not here.
 
     Nor does it go beyond a member's share of the exclusions a cut can list, or one member could fill them all. It never
     stays behind the decision before, whatever is missing.
@@ -186,6 +191,7 @@ def sizes(seat: Seat, replay: Replay) -> dict[MemberId, int]:
     fold = seat.fold
     found = {m: n for m, n in fold.sizes.items() if m in fold.ever_members()}
     before = fold.decisions[-1].value.place if fold.decisions else None
+    found |= {m: before.size_of(m) if before else 0 for m in found if fold.fork_known(m)}
     share = max(1, MAX_LIST // 2 // max(1, len(fold.charter.contributors)))
     previous = fold.current_cut()
     contested = rules.contested(fold) - {x.event for x in rules.refused(fold, found)}
@@ -206,12 +212,13 @@ def sizes(seat: Seat, replay: Replay) -> dict[MemberId, int]:
 def draft(seat: Seat, replay: Replay) -> Cut | Amendment:
     """The value we would propose now: a ripe amendment first, else a cut of all that is eligible. Pure but for blobs."""
     fold = seat.fold
-    covered = sizes(seat, replay)
-    place = rules.place(fold, covered)
+    whole = rules.place(fold, held(seat, replay))
     for asked in fold.ripe_amendments():
-        value = Amendment(place=place, proposal=asked.source.event, change=asked.change)
+        value = Amendment(place=whole, proposal=asked.source.event, change=asked.change)
         if isinstance(rules.check(fold, value), rules.Fits):
             return value
+    covered = sizes(seat, replay)
+    place = rules.place(fold, covered)
     previous = fold.current_cut()
     excluded = {x.event: x for x in (previous.excluded if previous else ())}
     excluded |= {x.event: x for x in rules.refused(fold, covered)}

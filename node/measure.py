@@ -1,6 +1,7 @@
 """Held-out losses of models on our own rows, each model measured once.
 
-Knows no votes and no peers. Losses stay in this process: what leaves is `difference`, clipped and in buckets of 0.01 nats.
+Knows no votes and no peers. Rows are read by permits alone: a data set whose measuring is refused counts as not there.
+Losses stay in this process: what leaves is `difference`, clipped and in buckets of 0.01 nats.
 Invariant: a loss is finite; one that is not counts as `WORST`, so that who sent such a model is named like any other.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -22,10 +23,12 @@ from node.files import room, write_new
 from node.home import Home
 from node.ports import Trainer
 from node.replay import Model, Vector
+from protocol.canon import Json
 from protocol.ids import Digest
 
 WORST: Final = 10_000.0  # nats; the most that a card can say
 _KEPT = 256
+Permit = Callable[[Sequence[str]], Mapping[str, Mapping[str, Json]]]  # of `node.permits.Permits.evaluate`
 _DIVERGED = "diverged"  # the worker's word for a loss that is not finite
 
 
@@ -48,10 +51,15 @@ def difference(loss: Loss | None, other: Loss | None) -> int | None:
 class Scales:
     """Measures vectors through the trainer and remembers what it measured."""
 
-    def __init__(self, home: Home, trainer: Trainer, datasets: Sequence[str], max_rows: int) -> None:
+    def __init__(
+        self, home: Home, trainer: Trainer, datasets: Sequence[str], max_rows: int, *, permits: Permit
+    ) -> None:
+        """Measure on `datasets`, as far as `permits` gives a permit for them each time."""
         self._home = home
         self._trainer = trainer
         self._datasets = tuple(datasets)
+        self._permitted: tuple[str, ...] | None = None
+        self._permits = permits
         self._max_rows = max_rows
         self._known: dict[tuple[str, tuple[str, ...]], Loss] = {}
         self._lock = asyncio.Lock()
@@ -59,38 +67,41 @@ class Scales:
     def use(self, datasets: Sequence[str]) -> None:
         """Measure on the held-out parts of these data sets from now on, as they are now."""
         self._datasets = tuple(datasets)
+        self._permitted = None
         self._known = {}  # a measurement that is on its way belongs to what was before
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """Whose held-out parts are measured on."""
-        return self._datasets
+        """Whose held-out parts are measured on; once something was measured, those that were permitted then."""
+        return self._datasets if self._permitted is None else self._permitted
 
     @property
     def active(self) -> bool:
         """Whether there are held-out rows to measure on."""
-        return bool(self._datasets)
+        return bool(self.datasets)
 
     def known(self, model: Digest | None) -> Loss | None:
         """A loss measured before; None is the bare base."""
-        return self._known.get((model or "base", self._datasets))
+        return self._known.get((model or "base", self.datasets))
 
     async def losses(self, models: Mapping[str, Model | None], *, diverging: bool = False) -> dict[str, Loss]:
-        """The loss of each named model (None: the bare base); empty without data sets.
+        """The loss of each named model (None: the bare base); empty without data sets that may be measured on.
 
         With `diverging`, a model whose loss is not finite has the loss `WORST`; else that is an error.
 
         Raises:
             ChildError kinds: the trainer was lost or refused.
+            AppendPaused: access cannot be written down now, so nothing is read.
         """
-        datasets, known = self._datasets, self._known
-        if not datasets:
-            return {}
         async with self._lock:
+            permits, known = self._permits(self._datasets), self._known
+            datasets = self._permitted = tuple(permits)
+            if not datasets:
+                return {}
             keys = {name: (model.digest if model else "base", datasets) for name, model in models.items()}
             wanted = {name: model for name, model in models.items() if keys[name] not in known}
             losses = {name: known[key] for name, key in keys.items() if key in known}
-            losses |= await self._evaluate(wanted, datasets, diverging)
+            losses |= await self._evaluate(wanted, permits, diverging)
             rows = max((loss.rows for loss in losses.values()), default=0)
             for name in wanted:
                 losses[name] = replace(losses[name], rows=losses[name].rows or rows)
@@ -100,7 +111,7 @@ class Scales:
         return {name: losses[name] for name in models}
 
     async def _evaluate(
-        self, models: Mapping[str, Model | None], datasets: tuple[str, ...], diverging: bool
+        self, models: Mapping[str, Model | None], permits: Mapping[str, Mapping[str, Json]], diverging: bool
     ) -> dict[str, Loss]:
         """Measure all at once; when one of them diverges, each by itself, so that the others have their loss."""
         views = {
@@ -111,14 +122,14 @@ class Scales:
             return {}
         try:
             found = await self._trainer.evaluate(
-                rows=self._home.rows_db, datasets=datasets, views=views, max_rows=self._max_rows
+                rows=self._home.rows_db, datasets=tuple(permits), permits=permits, views=views, max_rows=self._max_rows
             )
         except JobRefused as e:
             if e.reason != _DIVERGED or not diverging or (len(models) == 1 and None in models.values()):
                 raise
             if len(models) == 1:
                 return dict.fromkeys(models, Loss(nats=WORST, rows=0, accuracy=None))
-            each = [await self._evaluate({name: model}, datasets, diverging) for name, model in models.items()]
+            each = [await self._evaluate({name: model}, permits, diverging) for name, model in models.items()]
             return {name: loss for one in each for name, loss in one.items()}
         return {name: _loss(found[name]) for name in models}
 

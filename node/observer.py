@@ -202,20 +202,26 @@ class Observer:
         return [feed for feed in found if feed["known"] or feed["status"] == FORKED]
 
     def _feed(self, member: MemberId, fork: str | None) -> dict[str, Json]:
-        """A feed is clean up to the size that the nodes of two members confirm with heads which fit its entries."""
+        """A feed is clean up to the size that two members confirm, with heads which fit its entries or by cosigning them."""
         held, members = self._size(member), self._members()
         said = {
             seen.member: seen.heads[member].size
             for seen in self._seen
             if seen.member in members and member in seen.heads and seen.heads[member].size <= held
         }
+        for witness, size in self._fold.witnesses.sizes(member).items():
+            if witness in members:
+                said[witness] = max(said.get(witness, 0), size)
         sizes = sorted(said.values(), reverse=True)
         known = max([held, *(seen.heads[member].size for seen in self._seen if member in seen.heads)])
         confirmed = sizes[1] if len(sizes) > 1 else 0
         if fork is not None:
             status, cause = FORKED, f"its member signed two histories ({fork})"
         elif confirmed < known:
-            status, cause = UNCHECKED, f"only one node confirms entries {confirmed} to {known - 1}"
+            status, cause = (
+                UNCHECKED,
+                f"only one node confirms entries {confirmed} to {known - 1}, and no other member cosigned them",
+            )
         else:
             status, cause = CONFIRMED, ""
         head = self._store.head(self._plan.collective, member)

@@ -1,4 +1,4 @@
-"""Ed25519 private keys in PEM: PKCS#8 (RFC 8410), locked by scrypt (RFC 7914) and AES-256-CBC (PBES2).
+"""Ed25519 and ML-DSA-44 private keys in PEM: PKCS#8 (RFC 8410, RFC 9881), locked by scrypt (RFC 7914) and AES-256-CBC (PBES2).
 
 `cryptography` reads such files but writes PBKDF2 with 2,048 rounds, too cheap to guess; so the locked form is written
 here and read there. `openssl pkey -in FILE` reads both. Knows no paths. Law: `load(dump(seed, p), p) == seed`.
@@ -10,6 +10,7 @@ import base64
 import hashlib
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
@@ -32,10 +33,12 @@ def dump(seed: bytes, passphrase: str | None, *, salt: bytes, iv: bytes) -> byte
     key = Ed25519PrivateKey.from_private_bytes(seed)
     if passphrase is None:
         return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    plain = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-    secret = hashlib.scrypt(
-        passphrase.encode(), salt=salt, n=_COST, r=_BLOCK, p=_PARALLEL, dklen=32, maxmem=_COST * _BLOCK * 256
-    )
+    return lock(key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()), passphrase, salt=salt, iv=iv)
+
+
+def lock(plain: bytes, passphrase: str, *, salt: bytes, iv: bytes) -> bytes:
+    """PEM of any PKCS#8 key in DER (at most 200 bytes), locked as `dump` locks it."""
+    secret = stretch(passphrase, salt)
     pad = 16 - len(plain) % 16
     encryptor = Cipher(algorithms.AES(secret), modes.CBC(iv)).encryptor()
     sealed = encryptor.update(plain + bytes([pad]) * pad) + encryptor.finalize()
@@ -46,6 +49,13 @@ def dump(seed: bytes, passphrase: str | None, *, salt: bytes, iv: bytes) -> byte
     body = base64.encodebytes(der).replace(b"\n", b"")
     lines = [body[i : i + 64] for i in range(0, len(body), 64)]
     return b"\n".join([_LOCKED, *lines, b"-----END ENCRYPTED PRIVATE KEY-----", b""])
+
+
+def stretch(passphrase: str, salt: bytes) -> bytes:
+    """The 32 bytes that a passphrase stands for under `salt` (scrypt, RFC 7914; each guess costs 16 MiB and 0.2 s)."""
+    return hashlib.scrypt(
+        passphrase.encode(), salt=salt, n=_COST, r=_BLOCK, p=_PARALLEL, dklen=32, maxmem=_COST * _BLOCK * 256
+    )
 
 
 def load(pem: bytes, passphrase: str | None) -> bytes:
@@ -60,6 +70,23 @@ def load(pem: bytes, passphrase: str | None) -> bytes:
     if not isinstance(key, Ed25519PrivateKey):
         raise TypeError("not an Ed25519 key")
     return key.private_bytes_raw()
+
+
+def dump_post_quantum(seed: bytes, passphrase: str | None, *, salt: bytes, iv: bytes) -> bytes:
+    """Like `dump`, for the 32-byte seed of an ML-DSA-44 key (FIPS 204, RFC 9881)."""
+    key = MLDSA44PrivateKey.from_seed_bytes(seed)
+    if passphrase is None:
+        return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return lock(key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()), passphrase, salt=salt, iv=iv)
+
+
+def load_post_quantum(pem: bytes, passphrase: str | None) -> MLDSA44PrivateKey:
+    """The ML-DSA-44 key in `pem`. Raises as `load`."""
+    password = passphrase.encode() if passphrase is not None and is_locked(pem) else None
+    key = load_pem_private_key(pem, password)
+    if not isinstance(key, MLDSA44PrivateKey):
+        raise TypeError("not an ML-DSA-44 key")
+    return key
 
 
 def _der(tag: int, content: bytes) -> bytes:

@@ -162,12 +162,16 @@ class Engine(Protocol):
 # -- trainer ---------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainJob:
-    """One local run: rows of `datasets` in `rows`, from the view in `view` (None: B = 0), results into `out`."""
+    """One local run: rows of `datasets` in `rows`, from the view in `view` (None: B = 0), results into `out`.
+
+    `permits` maps each data set to the JSON of its `contrib.permit.Permit`; without one its rows are not read.
+    """
 
     rows: Path
     datasets: tuple[str, ...]
     view: Path | None
     out: Path
+    permits: Mapping[str, Mapping[str, Json]]
     settings: Mapping[str, int | float] = field(default_factory=dict)
 
 
@@ -197,9 +201,15 @@ class Trainer(Protocol):
         ...
 
     async def evaluate(
-        self, *, rows: Path, datasets: Sequence[str], views: Mapping[str, Path | None], max_rows: int
+        self,
+        *,
+        rows: Path,
+        datasets: Sequence[str],
+        permits: Mapping[str, Mapping[str, Json]],
+        views: Mapping[str, Path | None],
+        max_rows: int,
     ) -> Mapping[str, Mapping[str, Json]]:
-        """Held-out loss of each view: name -> {nats, tokens, rows, accuracy}."""
+        """Held-out loss of each view: name -> {nats, tokens, rows, accuracy}; `permits` as in a TrainJob."""
         ...
 
 

@@ -107,7 +107,7 @@ class Replay:
             if answer is None:
                 lacking.append(contribution.blob)
             elif not isinstance(answer, Reject):
-                by_member.setdefault(contribution.member, []).append(answer.update)
+                by_member.setdefault(self._collective.owner(contribution.member, height), []).append(answer.update)
         if lacking:
             return Missing(blobs=tuple(sorted(lacking)))
         registers = {m: merging.registers_of(updates, coordinates) for m, updates in sorted(by_member.items())}

@@ -19,7 +19,13 @@ def status(seat: Seat) -> dict[str, Json]:
     """Epoch, height, heads, pending contributions and releases as this node holds them."""
     fold = seat.fold
     heads: list[Json] = [
-        {"member": h.member, "name": _name(fold, h.member), "size": h.size, "root": h.root}
+        {
+            "member": h.member,
+            "name": _name(fold, h.member),
+            "size": h.size,
+            "root": h.root,
+            "cosigned": fold.witnesses.cosigned_size(h.member),
+        }
         for h in seat.store.heads(seat.collective)
     ]
     result: dict[str, Json] = {
@@ -41,7 +47,14 @@ def status(seat: Seat) -> dict[str, Json]:
         "epoch": fold.charter.epoch_id,
         "height": fold.height,
         "pending": [
-            {"member": c.member, "name": _name(fold, c.member), "digest": c.blob, "number": c.number}
+            {
+                "member": c.member,
+                "name": _name(fold, c.member),
+                "digest": c.blob,
+                "number": c.number,
+                "cosignatures": len(fold.witnesses.organisations(c, fold.charter)),
+                "cosignatures_needed": fold.charter.witness.cosignatures,
+            }
             for c in fold.pending()
         ],
         "releases": [_release(fold, d) for d in fold.releases],
@@ -100,6 +113,7 @@ def _decision(fold: Collective, decision: Decision) -> dict[str, Json]:
             "count": len(covered),
             "blob": covered[-1].blob,
             "bytes": sum(c.size for c in covered),
+            "cosignatures": len(fold.witnesses.organisations(covered[-1], decision.charter, cut.place.size_of)),
         }
         for member, covered in fold.in_cut(cut).items()
     ]
@@ -130,10 +144,10 @@ def proposals(fold: Collective) -> list[Json]:
             "by": _name(fold, asked.source.member),
             "text": describe(fold, asked.change),
             "accepts": len(voters & set(fold.approvals.get(event, {}))),
-            "needed": fold.charter.quorum,
+            "needed": 0 if event in fold.successions else fold.charter.quorum,
         }
         for event, asked in sorted(fold.asked.items(), key=lambda item: (item[1].source.ts, item[0]))
-        if event not in done
+        if event not in done and (event not in fold.successions or asked in fold.ripe_amendments())
     ]
 
 
@@ -147,6 +161,9 @@ def describe(fold: Collective, change: Mapping[str, Json]) -> str:
         return f"{verb} {seat.get('name')} ({str(seat.get('id'))[:12]}) as {seat.get('role')}"
     if op == "remove":
         return f"take the seat of {_name(fold, MemberId(str(change.get('id'))))}"
+    if op == "succeed":
+        old, new = MemberId(str(change.get("old"))), str(change.get("new"))
+        return f"give the seat of {_name(fold, old)} ({old[:12]}) to its owner's key {new[:12]}"
     return f"set {change.get('field')} to {change.get('value')}"
 
 

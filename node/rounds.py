@@ -1,23 +1,21 @@
 """The story of one contribution, from private rows to the event that publishes it. Read this first.
 
-    rows committed -> access logged (`data.used`) -> trained from the view in the worker -> learnt part added to the residual
-      -> Fisher * r^2 picks what to send -> sparse update + card, signed -> blob on disk -> `contribution.published`
+    rows committed -> access decided and logged (`access.decided`, `data.used`) -> trained from the view in the worker, on what
+      the permits show -> learnt part added to the residual -> Fisher * r^2 picks what to send -> sparse update + card, signed
+      -> the operator's egress policy -> blob on disk -> `contribution.published`
 
 Knows no network: the seat's listeners announce. Invariant: residual, epoch, run and feed size are saved in the
-transaction that appends the event; a run that ended but was not published is published after a restart, once.
+transaction that appends the event; a run that ended but was not published is published after a restart, once. A run that
+the policy keeps here leaves what it learnt in the residual; one whose data was withdrawn meanwhile leaves nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import shutil
-import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
 
 import numpy as np
 
@@ -25,13 +23,19 @@ from contrib import updates
 from contrib.merging import model_digest
 from ledger import events, rules
 from ledger.charter import Charter
+from node import erasing, runs
 from node.blobs import BlobStore
 from node.config import Train
+from node.egress import Egress, Reject
 from node.errors import NotAllowed
-from node.files import room, write_new
 from node.measure import Loss, Scales, save_view
+from node.permits import Permits
 from node.ports import Trainer, TrainJob
 from node.replay import Missing, Model, Replay, Vector
+from node.residual import FIRST as _FIRST
+from node.residual import HEAD as _HEAD
+from node.residual import STATE
+from node.runs import Ran
 from node.seat import Seat, run_id
 from protocol import contribution as blobs
 from protocol.canon import Json
@@ -40,44 +44,30 @@ from protocol.ids import Digest
 from protocol.merkle import leaf_hash, root_of
 
 log = logging.getLogger("fishernet.rounds")
-STATE: Final = "residual"
-_FIRST: Final = "first-own"
-_HEAD = struct.Struct("<32sQI")  # epoch, feed size that the state belongs to, coordinates
-_READY = "run.json"
 Progress = Callable[[Mapping[str, Json]], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ran:
-    """A finished run that waits to be published."""
-
-    run: str
-    epoch: Digest
-    view: Digest
-    view_vector: Path
-    theta: Path
-    fisher: Path
-    datasets: tuple[str, ...]
-    train_root: Digest
-    held_out_root: Digest
-    train_rows: int
-    steps: int
-    tokens: int
-    seconds: float
-    before: float
-    after: float
-    libraries: Mapping[str, str]
 
 
 class Rounds:
     """Makes this member's contributions."""
 
-    def __init__(self, seat: Seat, replay: Replay, blob_store: BlobStore, trainer: Trainer, scales: Scales) -> None:
+    def __init__(
+        self,
+        seat: Seat,
+        replay: Replay,
+        blob_store: BlobStore,
+        trainer: Trainer,
+        scales: Scales,
+        *,
+        permits: Permits,
+        egress: Egress,
+    ) -> None:
         self._seat = seat
         self._replay = replay
         self._blobs = blob_store
         self._trainer = trainer
         self._scales = scales
+        self._permits = permits
+        self._egress = egress
         self._lock = asyncio.Lock()
         self.progress: dict[str, Json] = {"state": "idle"}
 
@@ -88,10 +78,16 @@ class Rounds:
         return tuple(d for d in (wanted or sorted(known)) if d in known)
 
     def may_start(self, config: Train) -> bool:
-        """Whether a run should start by itself: a contributor with rows, and nothing of ours waits uncontested."""
+        """Whether a run should start by itself: a contributor with rows, and nothing of ours waits uncontested.
+
+        What was refused, by a grant or by the egress policy, is not tried again before something has changed.
+        """
         fold, me = self._seat.fold, self._seat.me
-        if not fold.known or self._seat.paused or not self.datasets(config.datasets):
+        if not fold.known or self._seat.paused or self._egress.stopped:
             return False
+        told = [self._permits.told(d, "train") for d in self.datasets(config.datasets)]
+        if all(told) or (config.datasets and any(told)):
+            return False  # no rows, or none that may be used, or not all that were named
         made = fold.contributions.get(me, [])
         if config.rounds and len(made) >= config.rounds:
             return False
@@ -108,6 +104,8 @@ class Rounds:
 
         Raises:
             NotAllowed: no seat that contributes, or no committed rows.
+            AccessDenied: no grant covers them, or one of those that the configuration names; it is in the feed.
+            EgressStopped: the operator's policy keeps the result here; it is in the feed.
             ChildError kinds: the worker was lost (nothing was published).
         """
         async with self._lock:
@@ -119,9 +117,8 @@ class Rounds:
         """The finished run of the current epoch that was not published before the node stopped."""
         saved = self._seat.store.get_state(STATE + ".run")
         published = saved.decode() if saved else ""
-        for file in sorted(self._seat.home.runs.glob(f"*/{_READY}")):
-            ran = _read_ready(file)
-            if ran and ran.run > published and ran.epoch == self._seat.fold.charter.epoch_id:
+        for ran in runs.finished(self._seat.home.runs):
+            if ran.run > published and ran.epoch == self._seat.fold.charter.epoch_id:
                 return ran
         return None
 
@@ -135,17 +132,9 @@ class Rounds:
             raise NotAllowed("couldn't train: no data set is committed", hint="fishernet data add PATH --dataset NAME")
         run = run_id()
         model = await self._view(charter)
+        permits = self._permits.train(datasets, run, need=config.datasets)
+        datasets = tuple(permits)
         used = [seat.fold.data[seat.me][d] for d in datasets]
-        for committed in used:
-            seat.append(
-                events.DataUsed(
-                    dataset=committed.dataset,
-                    root=committed.train_root,
-                    rows=committed.train_rows,
-                    purpose="train",
-                    run=run,
-                )
-            )
         self.progress = {"state": "training", "run": run, "step": 0, "steps": config.steps}
         folder = seat.home.run_folder(run)
         libraries: dict[str, str] = {}
@@ -156,6 +145,7 @@ class Rounds:
                     datasets=datasets,
                     view=await asyncio.to_thread(save_view, seat.home, model),
                     out=folder,
+                    permits=permits,
                     settings={
                         "steps": config.steps,
                         "batch": config.batch,
@@ -184,6 +174,7 @@ class Rounds:
             theta=trained.theta,
             fisher=trained.fisher,
             datasets=datasets,
+            purpose=self._permits.purpose,
             train_root=_joint([c.train_root for c in used]),
             held_out_root=_joint([c.held_out_root for c in used]),
             train_rows=sum(c.train_rows for c in used),
@@ -194,8 +185,7 @@ class Rounds:
             after=_nats(losses.get("own")),
             libraries=libraries,
         )
-        with room(f"keep run {run}"):
-            write_new(folder / _READY, json.dumps(_ready(ran)).encode())
+        runs.keep(folder, ran)
         return ran
 
     async def _view(self, charter: Charter) -> Model:
@@ -214,7 +204,10 @@ class Rounds:
     # -- publishing --------------------------------------------------------------------------------------------------
     async def _publish(self, ran: Ran) -> dict[str, Json]:
         seat, charter = self._seat, self._seat.fold.charter
-        residual, made = await asyncio.to_thread(self._make, ran, charter)
+        self._refuse_forgotten(ran)
+        self._egress.in_force()
+        self._permits.still(ran.datasets, ran.run, {STATE + ".run": ran.run.encode()})
+        learnt, left, made = await asyncio.to_thread(self._make, ran, charter)
         number = 1 + sum(c.epoch == ran.epoch for c in seat.fold.contributions.get(seat.me, []))
         card = Card(
             collective=seat.collective,
@@ -240,12 +233,17 @@ class Rounds:
             libraries=ran.libraries,
         )
         blob = blobs.pack(card, made.data, seat.key)
+        answer = self._egress.examine(blob, [ran.purpose], coordinates=charter.adapter.coordinates)
+        if isinstance(answer, Reject):
+            raise self._egress.refuse(ran.run, answer, self._state(ran, learnt))
         digest = await asyncio.to_thread(self._blobs.put, blob)
-        size = seat.fold.sizes.get(seat.me, 0) + 1
-        state = {STATE: _pack(ran.epoch, size, residual), STATE + ".run": ran.run.encode()}
+        self._refuse_forgotten(ran)  # again: nothing comes between this and the entry
+        state = self._state(ran, left)
         if number == 1:
-            state[_FIRST] = _pack(ran.epoch, size, _load(ran.theta, charter))
-        seat.append(events.Published(epoch=ran.epoch, number=number, blob=digest, size=len(blob)), state=state)
+            state[_FIRST] = _pack(ran.epoch, self._next_size(), _load(ran.theta, charter))
+        seat.append(
+            events.Published(epoch=ran.epoch, number=number, blob=digest, size=len(blob), run=ran.run), state=state
+        )
         log.info("event=published number=%s bytes=%s blob=%s", number, len(blob), digest[:12])
         await asyncio.to_thread(self._forget_runs, ran.run)
         return {
@@ -261,6 +259,14 @@ class Rounds:
             "number": number,
         }
 
+    def _refuse_forgotten(self, ran: Ran) -> None:
+        """Throw a run away when rows that it was trained on were forgotten meanwhile."""
+        if erasing.is_forgotten(self._seat.store, ran.run):
+            shutil.rmtree(self._seat.home.run_folder(ran.run), ignore_errors=True)
+            raise NotAllowed(
+                "couldn't publish run: rows that it was trained on were forgotten meanwhile; it was thrown away"
+            )
+
     def first_own(self) -> Model | None:
         """What our first run of this epoch learnt alone, from our own rows only."""
         saved = self._seat.store.get_state(_FIRST)
@@ -273,8 +279,15 @@ class Rounds:
         vector = np.frombuffer(saved, dtype="<f4", offset=_HEAD.size).astype(np.float32)
         return Model(vector=vector, digest=model_digest(vector), registers={})
 
-    def _make(self, ran: Ran, charter: Charter) -> tuple[Vector, updates.Made]:
-        """The new residual and the update taken out of it: learnt grows by theta - view, published by what is sent."""
+    def _state(self, ran: Ran, residual: Vector) -> dict[str, bytes]:
+        """What is saved with the next entry of our feed: this run is done, and this much is learnt and not published."""
+        return {STATE: _pack(ran.epoch, self._next_size(), residual), STATE + ".run": ran.run.encode()}
+
+    def _next_size(self) -> int:
+        return self._seat.fold.sizes.get(self._seat.me, 0) + 1
+
+    def _make(self, ran: Ran, charter: Charter) -> tuple[Vector, Vector, updates.Made]:
+        """All that is learnt and not published, what is left of it after the update, and the update taken out of it."""
         theta, view = _load(ran.theta, charter), _load(ran.view_vector, charter)
         residual = self._residual(ran.epoch, charter) + (theta - view)
         made = updates.make(
@@ -286,7 +299,7 @@ class Rounds:
         )
         left = residual.copy()
         left[made.update.indices] -= made.update.values()
-        return left, made
+        return residual, left, made
 
     def _residual(self, epoch: Digest, charter: Charter) -> Vector:
         """Learnt but not published; zero in a new epoch, and when our feed has grown elsewhere since it was saved."""
@@ -331,24 +344,3 @@ def _nats(loss: Loss | None) -> float:
 
 def _centi(loss: Json) -> Json:
     return round(loss, 2) if isinstance(loss, int | float) else None
-
-
-_PATHS = ("view_vector", "theta", "fisher")
-
-
-def _ready(ran: Ran) -> dict[str, Any]:
-    return {
-        name: str(value) if name in _PATHS else dict(value) if isinstance(value, Mapping) else value
-        for name, value in ((n, getattr(ran, n)) for n in Ran.__slots__)
-    }
-
-
-def _read_ready(file: Path) -> Ran | None:
-    try:
-        value = json.loads(file.read_bytes())
-        value["datasets"] = tuple(value["datasets"])
-        fields: dict[str, Any] = {n: Path(v) if n in _PATHS else v for n, v in value.items()}
-        ran = Ran(**fields)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return ran if all(path.is_file() for path in (ran.view_vector, ran.theta, ran.fisher)) else None

@@ -6,23 +6,32 @@ equals a replay of the store. A seat that may be behind its own feed (`hold`) re
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from ledger import events
+from ledger import events, forks
+from ledger.access.book import Book, Past, past_in
+from ledger.charter import Charter
 from ledger.collective import Collective
 from ledger.entry import MAX_SEEN, Record, Seen
 from ledger.events import Event
+from ledger.forks import Fork
 from ledger.store import Store
 from node.errors import AppendPaused, PassphraseNeeded
 from node.home import Home
+from protocol.errors import Refused
 from protocol.ids import CollectiveId, MemberId
 from protocol.keys import SigningKey
 
 PAGE: Final = 256
+_FROZEN: Final = (
+    "this node's feed was proven forked (two nodes wrote with one key, or an old copy was written to); it is frozen for ever: "
+    "give the seat to a new key with fishernet key revoke"
+)
 Changed = Callable[[MemberId], None]
 
 
@@ -43,11 +52,15 @@ class Seat:
         self.store = store
         self._key = key
         self.fold = Collective(collective)
+        self.book = Book()
+        self._past: tuple[Charter | None, Past] = (None, Past())
         self._paused: str | None = None
         self._listeners: list[Changed] = []
         self._named: dict[MemberId, int] = {}
+        self._frozen = False
         for each in store.members(collective):
             self._replay(each)
+        self._look_for_forks()
 
     @property
     def collective(self) -> CollectiveId:
@@ -57,7 +70,7 @@ class Seat:
     @property
     def paused(self) -> str | None:
         """Why nothing may be appended now, or None."""
-        return self._paused
+        return _FROZEN if self._frozen else self._paused
 
     @property
     def key(self) -> SigningKey:
@@ -95,8 +108,8 @@ class Seat:
             AppendPaused: our own feed may be longer elsewhere.
             FeedBehind, FeedFrozen, StoreFull, StoreBroken: nothing was written.
         """
-        if self._paused:
-            raise AppendPaused(f"couldn't write {event.TYPE}: {self._paused}")
+        if self.paused:
+            raise AppendPaused(f"couldn't write {event.TYPE}: {self.paused}")
         record = self.store.append(
             self.key,
             self.collective,
@@ -107,7 +120,11 @@ class Seat:
             seen=self._seen(everything=isinstance(event, events.Committed)),
             state=dict(state or {}),
         )
-        self.fold.apply(record)
+        if record.entry.header.seq > self.fold.sizes.get(self.me, 0):  # the store has just got our own entries back
+            self._replay(self.me)
+        else:
+            self.fold.apply(record)
+            self.book.apply(record)
         self._tell(self.me)
         return record
 
@@ -117,7 +134,50 @@ class Seat:
             self._replay(member)
         else:
             self.fold.apply_all(records)
+            self.book.apply_all(records)
+        self._learn_forks(records)
         self._tell(member)
+
+    def past(self) -> Past:
+        """Where a decision taken now stands: everything recorded here."""
+        charter = self.fold.charter if self.fold.known else None
+        if self._past[0] is not charter:
+            self._past = (charter, past_in(self.fold))
+        return self._past[1]
+
+    def fork_found(self, fork: Fork) -> None:
+        """Our sync has convicted a member, and the store has frozen its feed: say so in our feed, once."""
+        self._look_for_forks()
+        self._tell_fork(fork)
+        self._tell(fork.member)
+
+    def tell_forks(self) -> None:
+        """Say in our feed what forks this node knows of and nobody has told yet."""
+        for fork in self.store.forks(self.collective):
+            if not self.fold.fork_known(fork.member):
+                self._tell_fork(fork)
+
+    def _tell_fork(self, fork: Fork) -> None:
+        if self.paused or fork.member == self.me or self.me in self.fold.forked.get(fork.member, {}):
+            return
+        proof = forks.encode(fork).decode("utf-8")
+        if len(proof) <= events.MAX_PROOF and forks.self_contained(fork):
+            self.append(events.ForkFound(member=fork.member, proof=proof))
+
+    def _learn_forks(self, records: Sequence[Record]) -> None:
+        """Freeze what others have proven forked; the proof is checked, the teller is not believed."""
+        told = [r for r in records if r.entry.header.type == events.ForkFound.TYPE and r.body is not None]
+        for record in told:
+            with contextlib.suppress(Refused, KeyError):
+                body = events.parse(events.ForkFound.TYPE, record.body.value() if record.body else {})
+                fork = forks.decode(body.proof.encode("utf-8") if isinstance(body, events.ForkFound) else b"")
+                if fork.collective == self.collective and fork.member in self.fold.ever_members():
+                    self.store.add_fork(fork)
+        if told:
+            self._look_for_forks()
+
+    def _look_for_forks(self) -> None:
+        self._frozen = any(f.member == self.me for f in self.store.forks(self.collective))
 
     def dataset_root(self, dataset: str) -> events.DataCommitted | None:
         """Our newest commitment to a data set."""
@@ -135,6 +195,7 @@ class Seat:
     def _replay(self, member: MemberId) -> None:
         while page := self.store.records(self.collective, member, self.fold.sizes.get(member, 0), PAGE):
             self.fold.apply_all(page)
+            self.book.apply_all(page)
 
     def _tell(self, member: MemberId) -> None:
         for listener in self._listeners:

@@ -17,12 +17,15 @@ from node.config import NodeConfig
 from node.errors import NoCollective
 from node.home import Home, model_cache
 from node.ports import Running
+from node.rowkey import RowKey
 from node.seat import Seat
 from protocol.ids import CollectiveId, MemberId
 
 if TYPE_CHECKING:
+    from contrib.datasets import DatasetSummary
     from contrib.models import Model
     from contrib.rows import RowStore
+    from node.erasing import Eraser
     from node.identity import Identity
 
 _HINT = "fishernet collective create --name NAME, or fishernet collective join ID MULTIADDR"
@@ -30,7 +33,10 @@ _HINT = "fishernet collective create --name NAME, or fishernet collective join I
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """An opened home. `identity` is None in a reading session, `daemon` outside a running one."""
+    """An opened home. `identity` is None in a reading session, `daemon` outside a running one.
+
+    `row_key` opens sealed rows; without a passphrase it opens none, and their contents stay closed.
+    """
 
     home: Home
     config: NodeConfig
@@ -39,6 +45,8 @@ class Session:
     identity: Identity | None = None
     daemon: Running | None = None
     seat: Seat | None = field(default=None)
+    row_key: RowKey | None = field(default=None, repr=False)
+    _eraser: Eraser | None = field(default=None, repr=False)
 
     def need_seat(self) -> Seat:
         """The seat in the collective that the configuration names (raises NoCollective)."""
@@ -62,22 +70,56 @@ class Session:
 
     @contextmanager
     def rows(self, *, read_only: bool = False) -> Iterator[RowStore]:
-        """The private rows."""
+        """The private rows, open as far as their key is; a new store is sealed when the home has a passphrase.
+
+        Raises:
+            PassphraseNeeded, WrongPassphrase: they are sealed, and a session that writes has no key for them.
+        """
+        from contrib.errors import RowsOutdated
         from contrib.rows import RowStore
 
-        with RowStore.open(self.home.rows_db, read_only=read_only) as rows:
+        lock, path = self.row_key or RowKey(self.home, None), self.home.rows_db
+        if read_only:
+            key = lock.try_get()
+            try:
+                store = RowStore.open(path, key=key, read_only=True)
+            except RowsOutdated:
+                RowStore.open(path, key=key).close()  # brings it up to date
+                store = RowStore.open(path, key=key, read_only=True)
+        else:
+            store = RowStore.open(path, key=lock.create() if lock.can_create and not path.exists() else lock.get())
+        with store as rows:
             yield rows
 
+    def rows_key(self) -> bytes | None:
+        """The data key of sealed rows, for the worker alone; None when they are plain."""
+        return self.row_key.get() if self.row_key else None
+
+    def eraser(self) -> Eraser:
+        """What is known about erasure, kept up with the ledger."""
+        from node.erasing import Eraser
+
+        if self._eraser is None:
+            self._eraser = Eraser(self)
+        return self._eraser
+
     def commit_data(self) -> list[str]:
-        """Commit in our feed to every data set that is not committed as it stands now; returns their names.
+        """Bring our feed up to date with our rows; returns the names of the data sets that were committed to.
+
+        For every data set: a commitment as it stands now, its description, and the grant to ourselves when its owner wants
+        one; then the erasures that are under way.
 
         Raises:
             AppendPaused: our feed may be longer elsewhere; the daemon commits later.
+            RowsBusy: rows that were to be forgotten are still being read; they go at the next call.
         """
+        from node import erasing
+
         seat = self.need_seat()
         done: list[str] = []
         if not self.home.rows_db.exists():
             return done
+        erasing.delete(self)
         with self.rows(read_only=True) as rows:
             summaries = rows.datasets()
         for summary in summaries:
@@ -91,7 +133,26 @@ class Session:
             if seat.fold.data.get(seat.me, {}).get(summary.name) != event:
                 seat.append(event)
                 done.append(summary.name)
+            self._declare(summary)
+        erasing.announce(self)
         return done
+
+    def _declare(self, summary: DatasetSummary) -> None:
+        from node import permits
+
+        said = summary.description
+        permits.describe(
+            self,
+            summary.name,
+            tags=said.tags,
+            columns=summary.columns,
+            purposes=said.purposes,
+            retention_days=said.retention_days,
+            licence=said.licence,
+            basis=said.basis,
+        )
+        if said.grant:
+            permits.self_grant(self, summary.name, purposes=said.purposes, basis=said.basis)
 
 
 @contextmanager
@@ -104,9 +165,21 @@ def writing(home: Home, passphrase: str | None) -> Iterator[Session]:
     """
     identity = identities.load(home, passphrase)
     with Store.open(home.ledger_db) as store:
-        session = Session(home=home, config=home.read_config(), store=store, member=identity.member, identity=identity)
+        session = Session(
+            home=home,
+            config=home.read_config(),
+            store=store,
+            member=identity.member,
+            identity=identity,
+            row_key=row_key(home, passphrase),
+        )
         session.open_seat()
         yield session
+
+
+def row_key(home: Home, passphrase: str | None) -> RowKey:
+    """The lock of a home's rows; a passphrase that locks nothing else locks no rows either."""
+    return RowKey(home, passphrase if identities.is_locked(home) else None)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What this node serves: every release of the epoch and its own view, computed from blobs and put before the engine.
 
 Knows no API and no votes. Invariant: a version is served only after its vector was recomputed here and has the digest
-that was decided; computing again gives the same bytes, so `views/` may be lost.
+that was decided; computing again gives the same bytes, so `views/` may be lost. Which releases are served stands in our feed
+(`model.served`, `model.withdrawn`), once each over all restarts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
+from ledger import events
 from ledger.collective import Contribution
 from ledger.cuts import Cut
 from node.blobs import BlobStore
@@ -82,6 +84,7 @@ class Shelf:
         self._engine = engine
         self._holdings = holdings
         self._served: set[Digest] = set()
+        self._models: dict[Digest, Digest] = {}  # release -> model, as the engine has them
         self.view: Digest | None = None
 
     async def update(self) -> list[tuple[str, Digest]]:
@@ -95,6 +98,7 @@ class Shelf:
                 and await self._release(cut, decision.digest)
             ):
                 fresh.append((f"release-{cut.number}", decision.digest))
+        self._record()
         if await self._view() and self.view:
             fresh.append(("view", self.view))
         return fresh
@@ -114,7 +118,22 @@ class Shelf:
         path = await asyncio.to_thread(save_view, self._seat.home, model)
         await self._engine.set_release(cut.number, digest, path, model=cut.model)
         self._served.add(digest)
+        self._models[digest] = cut.model
         return True
+
+    def _record(self) -> None:
+        """Write down what we began to serve, and what no engine of this epoch serves any more; later, while paused."""
+        seat, fold = self._seat, self._seat.fold
+        if seat.paused or not fold.known or fold.charter.member(seat.me) is None:
+            return
+        said = seat.book.serving(seat.me)
+        for release, model in self._models.items():
+            if release not in said:
+                seat.append(events.ModelServed(release=release, model=model))
+        for decision in fold.releases:
+            gone = isinstance(decision.value, Cut) and decision.value.epoch != fold.charter.epoch_id
+            if gone and decision.digest in said:
+                seat.append(events.ModelWithdrawn(release=decision.digest))
 
     async def _view(self) -> bool:
         objected = self._objected()

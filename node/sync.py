@@ -56,7 +56,7 @@ class SyncRules:
 
     `wants` is `allowed` unless given (a joiner serves nobody yet, but takes the founder's feed). `peers` says which peer
     speaks for which member by the feeds, so that members find each other whom no configuration introduced. `farewell`
-    says how many entries of a feed a former member may still read.
+    says how many entries of a feed a former member may still read, `serves` which members may fetch blobs here.
     """
 
     allowed: Callable[[MemberId], bool]
@@ -65,6 +65,7 @@ class SyncRules:
     on_fork: Callable[[Fork], None] | None = None
     farewell: Callable[[MemberId, MemberId], int] = lambda _reader, _feed: 0
     peers: Callable[[], Mapping[PeerId, MemberId]] | None = None
+    serves: Callable[[MemberId], bool] = lambda _member: True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +113,7 @@ class Sync:
             allowed=rules.allowed,
             met=self.met,
             farewell=rules.farewell,
+            serves=rules.serves,
         )
         self._desk = Desk(store, blobs, desk)
         self._fetcher = Fetcher(self._asker, blobs, self._backoff, self._holders)

@@ -22,8 +22,19 @@ _JOB_TIMEOUT = 6 * 3600.0
 class WorkerTrainer:
     """Trains and evaluates in a child process."""
 
-    def __init__(self, *, threads: int = 1, length: int = 64, env: Mapping[str, str] | None = None) -> None:
-        """Nothing starts before the first job; `load` says with which model. Losses are measured at `length` tokens."""
+    def __init__(
+        self,
+        *,
+        threads: int = 1,
+        length: int = 64,
+        env: Mapping[str, str] | None = None,
+        rows_key: Callable[[], bytes | None] = lambda: None,
+    ) -> None:
+        """Nothing starts before the first job; `load` says with which model. Losses are measured at `length` tokens.
+
+        `rows_key` gives the data key of sealed rows; it travels in the line of a job (stdin of the worker) and nowhere else.
+        """
+        self._rows_key = rows_key
         self._load: dict[str, Any] | None = None
         self._length = length
         self._threads = threads
@@ -47,7 +58,9 @@ class WorkerTrainer:
             {
                 "job": "train",
                 "rows": str(job.rows),
+                "key": self._key(),
                 "datasets": list(job.datasets),
+                "permits": {name: dict(permit) for name, permit in job.permits.items()},
                 "view": str(job.view) if job.view else None,
                 "settings": dict(job.settings),
                 "out": str(job.out),
@@ -71,14 +84,22 @@ class WorkerTrainer:
         return found
 
     async def evaluate(
-        self, *, rows: Path, datasets: Sequence[str], views: Mapping[str, Path | None], max_rows: int
+        self,
+        *,
+        rows: Path,
+        datasets: Sequence[str],
+        permits: Mapping[str, Mapping[str, Json]],
+        views: Mapping[str, Path | None],
+        max_rows: int,
     ) -> Mapping[str, Mapping[str, Json]]:
         """Held-out losses (see the port)."""
         done = await self.child.request(
             {
                 "job": "evaluate",
                 "rows": str(rows),
+                "key": self._key(),
                 "datasets": list(datasets),
+                "permits": {name: dict(permit) for name, permit in permits.items()},
                 "views": {name: str(path) if path else None for name, path in views.items()},
                 "max_rows": max_rows,
                 "length": self._length,
@@ -87,6 +108,10 @@ class WorkerTrainer:
         )
         found: Mapping[str, Mapping[str, Json]] = done["views"]
         return found
+
+    def _key(self) -> str | None:
+        key = self._rows_key()
+        return key.hex() if key else None
 
     async def stop(self) -> None:
         """End the worker; a running job is lost."""

@@ -6,6 +6,7 @@
     │   │   ├── NotCanonical        decodes, but another encoding of the same value is the right one
     │   │   └── TooLarge            over a limit that is checked before anything is allocated
     │   ├── BadSignature            the signature does not verify
+    │   ├── BadProof                a proof of the hash tree does not show what it should
     │   └── BadKey                  not an acceptable Ed25519 public key
     ├── Retry                       passing trouble on our side or on the way
     └── Fatal                       the daemon must stop and say why
@@ -64,6 +65,12 @@ class BadSignature(Refused):
     """The signature does not verify under the named key."""
 
     code: ClassVar[str] = "bad-signature"
+
+
+class BadProof(Refused):
+    """An inclusion or consistency proof that does not lead to the signed root."""
+
+    code: ClassVar[str] = "wrong-proof"
 
 
 class BadKey(Refused):

@@ -12,6 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two contended OpenMP threads ar
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew; review them as a diff")
+    parser.addoption(
+        "--histories", default=150, type=int, help="how many random honest histories are audited (nightly: 100000)"
+    )
 
 
 @pytest.fixture

@@ -9,8 +9,27 @@ from __future__ import annotations
 from typing import Final, TypeAlias, cast
 
 from ledger.errors import BadEvent
-from ledger.events import data, fields, members, releases
+from ledger.events import access, data, erasure, fields, grants, keys, members, releases, witness
+from ledger.events.access import (
+    AccessDecided,
+    AccessRequest,
+    EgressRefused,
+    EgressSet,
+    ModelServed,
+    ModelWithdrawn,
+)
 from ledger.events.data import DataCommitted, DataUsed
+from ledger.events.erasure import ERASABLE, ErasureDone, ErasureRequested
+from ledger.events.grants import (
+    Audience,
+    DataDescribed,
+    GrantAccepted,
+    GrantIssued,
+    GrantNarrowed,
+    GrantRevoked,
+    Selector,
+)
+from ledger.events.keys import MAX_PROOF, ForkFound, KeyRotated, KeysBound, NodeAlive
 from ledger.events.members import AmendmentApproved, AmendmentProposed, Genesis, NodeStarted, PeerBound
 from ledger.events.releases import (
     MAX_ATTEMPT,
@@ -23,12 +42,16 @@ from ledger.events.releases import (
     Published,
     Verdict,
 )
+from ledger.events.witness import MAX_HEADS, HeadWitnessed, Witnessed
 from protocol.canon import Json
 
 __all__ = [
-    "MAX_ATTEMPT", "MAX_LOSS", "TYPES", "Accepted", "AmendmentApproved", "AmendmentProposed", "Committed",
-    "DataCommitted", "DataUsed", "Event", "Genesis", "NodeStarted", "Objected", "Objection", "PeerBound",
-    "Proposed", "Published", "Verdict", "parse",
+    "ERASABLE", "MAX_ATTEMPT", "MAX_HEADS", "MAX_LOSS", "MAX_PROOF", "TYPES", "Accepted", "AccessDecided",
+    "AccessRequest", "AmendmentApproved", "AmendmentProposed", "Audience", "Committed", "DataCommitted",
+    "DataDescribed", "DataUsed", "EgressRefused", "EgressSet", "ErasureDone", "ErasureRequested", "Event", "ForkFound",
+    "Genesis", "GrantAccepted", "GrantIssued", "GrantNarrowed", "GrantRevoked", "HeadWitnessed", "KeyRotated",
+    "KeysBound", "ModelServed", "ModelWithdrawn", "NodeAlive", "NodeStarted", "Objected", "Objection", "PeerBound",
+    "Proposed", "Published", "Selector", "Verdict", "Witnessed", "parse",
 ]  # fmt: skip
 
 Event: TypeAlias = (
@@ -39,15 +62,41 @@ Event: TypeAlias = (
     | AmendmentApproved
     | DataCommitted
     | DataUsed
+    | DataDescribed
+    | GrantIssued
+    | GrantNarrowed
+    | GrantRevoked
+    | GrantAccepted
+    | AccessDecided
+    | ErasureRequested
+    | ErasureDone
+    | EgressSet
+    | EgressRefused
+    | ModelServed
+    | ModelWithdrawn
     | Published
     | Verdict
     | Proposed
     | Accepted
     | Objected
     | Committed
+    | KeysBound
+    | KeyRotated
+    | NodeAlive
+    | ForkFound
+    | HeadWitnessed
 )
 
-_READERS: Final[fields.Readers] = {**members.READERS, **data.READERS, **releases.READERS}
+_READERS: Final[fields.Readers] = {
+    **members.READERS,
+    **data.READERS,
+    **grants.READERS,
+    **access.READERS,
+    **erasure.READERS,
+    **releases.READERS,
+    **keys.READERS,
+    **witness.READERS,
+}
 TYPES: Final = frozenset(_READERS)
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 
 from ledger.events.fields import Readers, code, hex_, integer, text
 from protocol.canon import Json
-from protocol.ids import Digest
+from protocol.ids import Digest, EventId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,18 +37,28 @@ class DataCommitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataUsed:
-    """One access to private rows: which committed part, for what, in which run."""
+    """One access to private rows: which committed part, what for, in which run, by which decision."""
 
     TYPE: ClassVar[str] = "data.used"
     dataset: str
     root: Digest
     rows: int
+    action: str
     purpose: str
     run: str
+    decision: EventId
 
     def to_json(self) -> dict[str, Json]:
         """The body."""
-        return {"dataset": self.dataset, "root": self.root, "rows": self.rows, "purpose": self.purpose, "run": self.run}
+        return {
+            "dataset": self.dataset,
+            "root": self.root,
+            "rows": self.rows,
+            "action": self.action,
+            "purpose": self.purpose,
+            "run": self.run,
+            "decision": self.decision,
+        }
 
 
 READERS: Final[Readers] = {
@@ -63,13 +73,15 @@ READERS: Final[Readers] = {
         ),
     ),
     DataUsed.TYPE: (
-        {"dataset", "root", "rows", "purpose", "run"},
+        {"dataset", "root", "rows", "action", "purpose", "run", "decision"},
         lambda b: DataUsed(
             dataset=text(b, "dataset"),
             root=hex_(b, "root"),
             rows=integer(b, "rows"),
+            action=code(b["action"], "action"),
             purpose=code(b["purpose"], "purpose"),
             run=text(b, "run"),
+            decision=EventId(hex_(b, "decision")),
         ),
     ),
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from itertools import pairwise
+from typing import Any, Final, TypeAlias
 
 from ledger.errors import BadEvent
 from protocol.canon import MAX_INT, Json
@@ -12,7 +13,9 @@ from protocol.ids import Digest, as_hex
 
 Body: TypeAlias = Mapping[str, Json]
 Readers: TypeAlias = Mapping[str, tuple[set[str], Callable[[Body], Any]]]
+MAX_ITEMS: Final = 64  # of a sorted list
 _CODE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,63}\Z")
+_WORD = re.compile(r"[a-z0-9._-]{1,64}\Z")
 TEXT = re.compile(r"[^\x00-\x1f\x7f]{0,200}\Z")
 
 
@@ -62,4 +65,52 @@ def flag(body: Body, key: str) -> bool:
     value = body[key]
     if not isinstance(value, bool):
         raise BadEvent(f"couldn't read event: {key} is true or false")
+    return value
+
+
+def maybe_integer(body: Body, key: str) -> int | None:
+    """An integer from 0, or None for null."""
+    return None if body[key] is None else integer(body, key)
+
+
+def name(body: Body, key: str = "dataset") -> str:
+    """A text that is not empty."""
+    if not body[key]:
+        raise BadEvent(f"couldn't read event: {key} has a name")
+    return text(body, key)
+
+
+def word(value: Json, key: str) -> str:
+    """A word of small letters, digits, dots, dashes and underscores, at most 64."""
+    if not (isinstance(value, str) and _WORD.match(value)):
+        raise BadEvent(f"couldn't read event: {key} has words of small letters, digits, '.', '_', '-'")
+    return value
+
+
+def one_of(known: tuple[str, ...]) -> Callable[[Json, str], str]:
+    """A reader of one of these words."""
+
+    def one(value: Json, key: str) -> str:
+        if value not in known:
+            raise BadEvent(f"couldn't read event: {key} is one of {', '.join(known)}")
+        return str(value)
+
+    return one
+
+
+def sorted_(body: Body, key: str, each: Callable[[Json, str], str]) -> tuple[Any, ...]:
+    """A list of at most 64, ascending, each item once, every one read by `each`."""
+    value = body[key]
+    if not isinstance(value, list) or len(value) > MAX_ITEMS:
+        raise BadEvent(f"couldn't read event: {key} is a list of at most {MAX_ITEMS}")
+    found = [each(item, key) for item in value]
+    if any(a >= b for a, b in pairwise(found)):
+        raise BadEvent(f"couldn't read event: {key} is sorted, each item once")
+    return tuple(found)
+
+
+def closed(value: dict[str, Json], keys: set[str], what: str) -> dict[str, Json]:
+    """An object with exactly these keys."""
+    if set(value) != keys:
+        raise BadEvent(f"couldn't read {what}: the keys are not {', '.join(sorted(keys))}")
     return value

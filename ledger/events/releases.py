@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from ledger.errors import BadEvent
-from ledger.events.fields import Body, Readers, code, hex_, integer, maybe_hex, object_
+from ledger.events.fields import Body, Readers, code, hex_, integer, maybe_hex, object_, text
 from protocol.canon import Json
 from protocol.ids import Digest, EventId, as_hex
 
@@ -20,17 +20,18 @@ MAX_LOSS: Final = 1000  # centinats: differences are clipped to +-10 nats
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A contribution exists: its number in the member's epoch (1, 2, ...), the digest and size of its blob."""
+    """A contribution exists: its number in the member's epoch (1, 2, ...), digest and size of its blob, the run that made it."""
 
     TYPE: ClassVar[str] = "contribution.published"
     epoch: Digest
     number: int
     blob: Digest
     size: int
+    run: str
 
     def to_json(self) -> dict[str, Json]:
         """The body."""
-        return {"epoch": self.epoch, "number": self.number, "blob": self.blob, "size": self.size}
+        return {"epoch": self.epoch, "number": self.number, "blob": self.blob, "size": self.size, "run": self.run}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,12 +153,13 @@ _VOTE: Final = frozenset({"height", "attempt", "digest"})
 
 READERS: Final[Readers] = {
     Published.TYPE: (
-        {"epoch", "number", "blob", "size"},
+        {"epoch", "number", "blob", "size", "run"},
         lambda b: Published(
             epoch=hex_(b, "epoch"),
             number=integer(b, "number", low=1),
             blob=hex_(b, "blob"),
             size=integer(b, "size", low=1),
+            run=text(b, "run"),
         ),
     ),
     Verdict.TYPE: (

@@ -4,6 +4,8 @@
     roots.py       init, up, status, log, audit, observe, train, measure, demo, completion, version
     collective.py  collective create | show | invite | approve | join | amend | requests
     data.py        data add | list | show          model.py   model add | list          settings.py  config show | check | set
+    grant.py       grant issue | narrow | revoke | accept | list | check
+    proofs.py      prove, verify-proof, ledger export
     render.py      results as tables for people
 
 Commands are named here with their one-line help and imported when called, so that `--help` answers at once. With `--json`
@@ -32,13 +34,19 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {  # in the order of a first ses
     "init": ("roots", "init", "Make a node: keys, configuration and an empty ledger."),
     "model": ("model", "model", "Get base models and list them."),
     "data": ("data", "data", "Add private rows and list data sets; rows never leave this node."),
+    "grant": ("grant", "grant", "Say who may use which data for what, and end it."),
     "collective": ("collective", "collective", "Create, join and change a collective."),
     "up": ("roots", "up", "Run the node until it is stopped."),
     "status": ("roots", "status", "Show peers, heads, epoch, view, releases and last errors."),
     "train": ("roots", "train", "Train once now and publish what was learnt."),
     "measure": ("roots", "measure", "Measure base, own adapter and every release on held-out rows."),
+    "key": ("key", "key", "Show, rotate, revoke, back up and restore this node's keys."),
+    "fork": ("fork", "fork", "Show, export and check proofs that a member signed two histories."),
     "log": ("roots", "log", "Show releases with who contributed and what each voter measured."),
     "audit": ("roots", "audit", "Verify every feed this node holds and recompute every release."),
+    "prove": ("proofs", "prove", "Write a proof that an event was signed and recorded, for anybody."),
+    "verify-proof": ("proofs", "verify_proof", "Verify such a proof offline; needs no node."),
+    "ledger": ("proofs", "ledger", "Export the ledger for other programs."),
     "observe": ("roots", "observe", "Fetch a collective from outside and audit it, without being a node."),
     "config": ("settings", "config", "Show, check and change the configuration."),
     "demo": ("roots", "demo", "Let three nodes on this machine improve one model together."),

@@ -44,8 +44,14 @@ def collective() -> None:
     "--member",
     "members",
     multiple=True,
-    metavar="ID[:NAME[:ROLE]]",
+    metavar="ID[:NAME[:ROLE[:ORGANISATION]]]",
     help="Another founding member, by the id that `fishernet init` printed there; repeat it.",
+)
+@click.option("--organisation", help="Who runs this node.  [default: its name]")
+@click.option(
+    "--cosignatures",
+    type=click.IntRange(0),
+    help="Other organisations that must have cosigned a feed before a release covers what is new in it.  [default: 0]",
 )
 @click.option("--faults", type=click.IntRange(0), help="Hostile members tolerated.  [default: floor((members-1)/3)]")
 @accepts_common
@@ -64,6 +70,8 @@ def create(
     patience: float | None,
     timeout: float | None,
     members: tuple[str, ...],
+    organisation: str | None,
+    cosignatures: int | None,
     faults: int | None,
 ) -> None:
     """Write the charter of a new collective as the first events of this node's feed. Its digest is the collective's id."""
@@ -86,6 +94,8 @@ def create(
         patience_ms=_scaled(patience, 1000),
         timeout_ms=_scaled(timeout, 1000),
         members=list(members) or None,
+        organisation=organisation,
+        cosignatures=cosignatures,
         faults=faults,
     )
     invocation.answer(result, render.charter)
@@ -106,13 +116,18 @@ def show() -> None:
 @click.option("--name", help="A name for people.")
 @click.option("--role", type=_ROLES, default="contributor", show_default=True)
 @click.option("--weight", type=click.IntRange(min=1), help="Weight in the merge.  [default: 1]")
+@click.option(
+    "--organisation", help="Who runs that node; cosignatures of one organisation count once.  [default: the name]"
+)
 @accepts_common
-def invite(member: str, name: str | None, role: str, weight: int | None) -> None:
+def invite(member: str, name: str | None, role: str, weight: int | None, organisation: str | None) -> None:
     """Propose to admit MEMBER, the 64-digit id that `fishernet init` printed there (see also: collective requests)."""
     from node.cli import render
 
     invocation = here()
-    result = invocation.ask("collective.invite", member=member, name=name, role=role, weight=weight)
+    result = invocation.ask(
+        "collective.invite", member=member, name=name, role=role, weight=weight, organisation=organisation
+    )
     invocation.answer(result, render.done)
 
 

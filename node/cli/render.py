@@ -4,20 +4,17 @@ Times are milliseconds since 1970, differences of losses centinats (0.01 nats), 
 
     status   {node, member, peer, running, addresses, collective, name, role, epoch, height, view, paused, double_votes,
               forks, flaws: [{member, seq, code}], peers: [{member, name, peer, connected}],
-              heads: [{member, name, size, root}], pending: [{member, name, digest}],
+              heads: [{member, name, size, root, cosigned}], recovery_file, sqlite,
+              pending: [{member, name, digest, cosignatures, cosignatures_needed}],
               releases: [{height, number, digest, model, members, time}], training: {state, step, steps},
               serving: {url, ready, models}, errors: [{time, code, text}]}
     log      {decisions: [{height, attempt, kind, number, digest, model, time, proposer, change, excluded: [{event, reason}],
-              contributions: [{member, name, count, blob, bytes}],
+              contributions: [{member, name, count, blob, bytes, cosignatures}],
               votes: [{member, name, vote, committed, versus_base, versus_parent, rows}]}]}
-    audit    {verdict: clean | findings | could-not-check, feeds: [{member, name, size, root}], unchecked: [text],
-              findings: [{code, severity, member, seq, event, text}],
-              releases: [{height, number, digest, model, recomputed, matches}]}
+    audit    see render_audit.py
     charter  {id, name, base: {name, digest}, epoch, height, quorum, recipe, faults, adapter: {..}, update: {..},
-              gate: {..}, release: {..}, members: [{id, name, role, weight}]}
+              gate: {..}, release: {..}, witness: {..}, members: [{id, name, organisation, role, weight, was}]}
     requests {requests: [{member, name, peer, time}], proposals: [{digest, kind, by, text, accepts, needed}]}
-    data     {name, kind, train_rows, held_out_rows, duplicates, characters, train_root, held_out_root}; data.list has
-              {datasets: [..]} of them
     train    {run, steps, tokens, seconds, loss_before, loss_after, digest, bytes, sent}
     measure  {member, losses: {name: {micronats, rows}}}
 """
@@ -38,18 +35,17 @@ from node.cli.options import printable
 
 Result: TypeAlias = Mapping[str, Any]
 Column: TypeAlias = "tuple[str, Callable[[Result], str]]"
-_DASH: Final = "[dim]-[/]"
+DASH: Final = "[dim]-[/]"
 _NUMERIC: Final = frozenset(
     {"size", "rows", "held out", "weight", "height", "events", "characters", "against base", "against parent", "nats"}
 )
-_VERDICTS: Final = {"clean": "green", "findings": "red", "could-not-check": "yellow"}
 
 
 # -- values ----------------------------------------------------------------------------------------------------------
 def text(value: object) -> str:
     """Any value on one line, safe to print; a dash for nothing."""
     if value is None or value == "":
-        return _DASH
+        return DASH
     if isinstance(value, bool):
         return "yes" if value else "no"
     return escape(printable(str(value)))
@@ -63,7 +59,7 @@ def brief(digest: object) -> str:
 def size(count: object) -> str:
     """Bytes with a unit."""
     if not isinstance(count, int):
-        return _DASH
+        return DASH
     amount, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB"):
         if amount < 1024:
@@ -75,19 +71,19 @@ def size(count: object) -> str:
 def moment(ms: object) -> str:
     """Local time of a millisecond stamp."""
     if not isinstance(ms, int):
-        return _DASH
+        return DASH
     return datetime.fromtimestamp(ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def nats(centinats: object) -> str:
     """A loss rounded to 0.01 nats."""
-    return f"{centinats / 100:.2f}" if isinstance(centinats, int) else _DASH
+    return f"{centinats / 100:.2f}" if isinstance(centinats, int) else DASH
 
 
 def change(centinats: object) -> str:
     """A difference of losses: less is better."""
     if not isinstance(centinats, int):
-        return _DASH
+        return DASH
     colour = "green" if centinats < 0 else "red" if centinats > 0 else "default"
     return f"[{colour}]{centinats / 100:+.2f}[/]"
 
@@ -99,7 +95,8 @@ def who(row: Result) -> str:
 
 
 # -- pieces ----------------------------------------------------------------------------------------------------------
-def _facts(out: Console, pairs: Iterable[tuple[str, str]]) -> None:
+def facts(out: Console, pairs: Iterable[tuple[str, str]]) -> None:
+    """Labels with their values."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -108,7 +105,8 @@ def _facts(out: Console, pairs: Iterable[tuple[str, str]]) -> None:
     out.print(grid)
 
 
-def _table(out: Console, title: str, rows: Sequence[Result], columns: Sequence[Column], empty: str = "") -> None:
+def table(out: Console, title: str, rows: Sequence[Result], columns: Sequence[Column], empty: str = "") -> None:
+    """A table of rows; without any, what `empty` says, or nothing."""
     if not rows:
         if empty:
             out.print(f"[dim]{empty}[/]")
@@ -121,7 +119,8 @@ def _table(out: Console, title: str, rows: Sequence[Result], columns: Sequence[C
     out.print(table)
 
 
-def _key(name: str, show: Callable[[object], str] = text) -> Callable[[Result], str]:
+def cell(name: str, show: Callable[[object], str] = text) -> Callable[[Result], str]:
+    """A column that shows one field of each row."""
     return lambda row: show(row.get(name))
 
 
@@ -131,7 +130,7 @@ def status(out: Console, result: Result) -> None:
     training, serving = result.get("training") or {}, result.get("serving") or {}
     steps = f" {training.get('step', 0)}/{training['steps']}" if training.get("steps") else ""
     collective = f"{text(result.get('name'))} [dim]{brief(result.get('collective'))}[/]"
-    _facts(
+    facts(
         out,
         [
             ("node", f"[bold]{text(result.get('node'))}[/]"),
@@ -143,6 +142,7 @@ def status(out: Console, result: Result) -> None:
             ("height", text(result.get("height"))),
             ("view", brief(result.get("view"))),
             ("training", text(training.get("state")) + steps),
+            *([("marked", _marked(result))] if result.get("marked") else []),
             *_warnings(result),
             ("serving", f"{text(serving.get('url'))} [dim]{text(', '.join(serving.get('models') or []))}[/]"),
         ],
@@ -153,27 +153,57 @@ def status(out: Console, result: Result) -> None:
     known = {peer.get("member") for peer in peers}
     rows = [{**sizes.get(peer.get("member"), {}), **peer} for peer in peers]
     rows += [head for member, head in sizes.items() if member not in known]
-    _table(
+    table(
         out,
         "Members",
         rows,
         [
             ("member", who),
             ("connected", lambda row: "[dim]this node[/]" if row["member"] == result.get("member") else _linked(row)),
-            ("events", _key("size")),
-            ("head", _key("root", brief)),
+            ("events", cell("size")),
+            ("head", cell("root", brief)),
+            ("cosigned up to", cell("cosigned")),
         ],
     )
-    _table(out, "Pending", result.get("pending") or [], [("member", who), ("contribution", _key("digest", brief))])
+    pending: list[Column] = [
+        ("member", who),
+        ("contribution", cell("digest", brief)),
+        (
+            "cosigned by",
+            lambda row: f"{text(row.get('cosignatures'))} of {text(row.get('cosignatures_needed'))} needed",
+        ),
+    ]
+    table(out, "Pending", result.get("pending") or [], pending)
     _releases(out, result.get("releases") or [])
+    waiting: list[Column] = [
+        ("by", cell("by")),
+        ("data set", cell("dataset")),
+        ("rows", cell("rows")),
+        ("not confirmed by", lambda row: text(", ".join(row.get("missing") or []))),
+        (
+            "until",
+            lambda row: f"[red]{moment(row['deadline'])}[/]" if row.get("overdue") else moment(row.get("deadline")),
+        ),
+    ]
+    table(out, "Erasures", result.get("erasures") or [], waiting)
     errors = result.get("errors") or []
-    _table(out, "Errors", errors, [("time", _key("time", moment)), ("code", _key("code")), ("what", _key("text"))])
+    table(out, "Errors", errors, [("time", cell("time", moment)), ("code", cell("code")), ("what", cell("text"))])
+
+
+def _marked(result: Result) -> str:
+    return f"{len(result['marked'])} contributions were trained on rows that were forgotten since"
 
 
 def _warnings(result: Result) -> list[tuple[str, str]]:
     found = []
     if result.get("running") is False:
         found.append(("daemon", "[yellow]not running[/]: fishernet up"))
+    if result.get("recovery_file"):
+        found.append(
+            ("recovery key", f"[yellow]still on this machine[/]: move {text(result['recovery_file'])} offline")
+        )
+    if result.get("sqlite"):
+        found.append(("sqlite", f"[yellow]{text(result['sqlite'])}[/]"))
     if result.get("paused"):
         found.append(("writing", f"[yellow]paused[/]: {text(result['paused'])}"))
     for key in ("forks", "double_votes"):
@@ -190,13 +220,13 @@ def _linked(row: Result) -> str:
 
 def _releases(out: Console, releases: Sequence[Result]) -> None:
     columns: list[Column] = [
-        ("height", _key("height")),
+        ("height", cell("height")),
         ("release", lambda row: f"{text(row.get('number'))} [dim]{brief(row.get('digest'))}[/]"),
-        ("model", _key("model", brief)),
+        ("model", cell("model", brief)),
         ("members", lambda row: text(len(m) if isinstance(m := row.get("members"), list) else m)),
-        ("time", _key("time", moment)),
+        ("time", cell("time", moment)),
     ]
-    _table(out, "Releases", releases, columns, "no release yet")
+    table(out, "Releases", releases, columns, "no release yet")
 
 
 def log(out: Console, result: Result) -> None:
@@ -211,29 +241,30 @@ def log(out: Console, result: Result) -> None:
         number = f" {text(decision['number'])}" if decision.get("number") is not None else ""
         by = f" by {text(decision['proposer'])}" if decision.get("proposer") else ""
         out.print(f"[bold]height {height}: {kind}{number}[/] {brief(decision.get('digest'))}{model}{by}{attempt}")
-        _facts(out, [("time", moment(decision.get("time"))), *_details(decision)])
-        _table(
+        facts(out, [("time", moment(decision.get("time"))), *_details(decision)])
+        table(
             out,
             "",
             decision.get("contributions") or [],
             [
                 ("contributor", who),
-                ("contributions", _key("count")),
-                ("last blob", _key("blob", brief)),
-                ("size", _key("bytes", size)),
+                ("contributions", cell("count")),
+                ("last blob", cell("blob", brief)),
+                ("cosigned by", cell("cosignatures")),
+                ("size", cell("bytes", size)),
             ],
         )
-        _table(
+        table(
             out,
             "",
             decision.get("votes") or [],
             [
                 ("voter", who),
-                ("vote", _key("vote")),
-                ("committed", _key("committed")),
-                ("against base", _key("versus_base", change)),
-                ("against parent", _key("versus_parent", change)),
-                ("rows", _key("rows")),
+                ("vote", cell("vote")),
+                ("committed", cell("committed")),
+                ("against base", cell("versus_base", change)),
+                ("against parent", cell("versus_parent", change)),
+                ("rows", cell("rows")),
             ],
         )
 
@@ -246,38 +277,6 @@ def _details(decision: Result) -> list[tuple[str, str]]:
     ]
 
 
-def audit(out: Console, result: Result) -> None:
-    """The verdict first, then every finding with its entry."""
-    verdict = str(result.get("verdict"))
-    feeds, releases = result.get("feeds") or [], result.get("releases") or []
-    out.print(f"[bold {_VERDICTS.get(verdict, 'yellow')}]{verdict}[/]: {len(feeds)} feeds, {len(releases)} releases")
-    _table(
-        out,
-        "Findings",
-        result.get("findings") or [],
-        [
-            ("severity", _key("severity")),
-            ("code", _key("code")),
-            ("entry", lambda row: f"{brief(row.get('member'))} #{text(row.get('seq'))} {brief(row.get('event'))}"),
-            ("what", _key("text")),
-        ],
-    )
-    for each in result.get("unchecked") or []:
-        out.print(f"[yellow]not checked:[/] {text(each)}")
-    _table(out, "Feeds", feeds, [("member", who), ("events", _key("size")), ("head", _key("root", brief))])
-    _table(
-        out,
-        "Releases",
-        releases,
-        [
-            ("height", _key("height")),
-            ("digest", _key("digest")),
-            ("recomputed", _key("recomputed", lambda v: "yes" if v else "[yellow]no[/]")),
-            ("matches", _key("matches", lambda v: "[green]yes[/]" if v else "[red]no[/]" if v is False else _DASH)),
-        ],
-    )
-
-
 def charter(out: Console, result: Result) -> None:
     """The rules of a collective and its members."""
     base = result.get("base") or {}
@@ -288,12 +287,18 @@ def charter(out: Console, result: Result) -> None:
     ]
     for key in ("recipe", "epoch", "height", "quorum", "faults"):
         pairs.append((key, text(result.get(key))))
-    for part in ("adapter", "update", "gate", "release"):
+    for part in ("adapter", "update", "gate", "release", "witness"):
         pairs.append((part, ", ".join(f"{key} {_short(value)}" for key, value in (result.get(part) or {}).items())))
-    _facts(out, pairs)
+    facts(out, pairs)
     out.print()
     members = result.get("members") or []
-    _table(out, "Members", members, [("member", who), ("role", _key("role")), ("weight", _key("weight"))])
+    shown = [
+        ("member", who),
+        ("organisation", cell("organisation")),
+        ("role", cell("role")),
+        ("weight", cell("weight")),
+    ]
+    table(out, "Members", members, shown)
 
 
 def _short(value: object) -> str:
@@ -304,38 +309,25 @@ def _short(value: object) -> str:
 def requests(out: Console, result: Result) -> None:
     """Who asks to join, and which amendments wait for votes."""
     asking = result.get("requests") or []
-    columns: list[Column] = [("node", who), ("member id", _key("member")), ("since", _key("time", moment))]
-    _table(out, "Asking to join", asking, columns, "nobody asks to join")
-    _table(
+    columns: list[Column] = [("node", who), ("member id", cell("member")), ("since", cell("time", moment))]
+    table(out, "Asking to join", asking, columns, "nobody asks to join")
+    table(
         out,
         "Open amendments",
         result.get("proposals") or [],
         [
-            ("amendment", _key("digest", brief)),
-            ("kind", _key("kind")),
-            ("by", _key("by", brief)),
-            ("what", _key("text")),
+            ("amendment", cell("digest", brief)),
+            ("kind", cell("kind")),
+            ("by", cell("by", brief)),
+            ("what", cell("text")),
             ("accepts", lambda row: f"{text(row.get('accepts'))} of {text(row.get('needed'))}"),
         ],
     )
 
 
-def datasets(out: Console, result: Result) -> None:
-    """Data sets with their counts and commitments."""
-    columns: list[Column] = [
-        ("data set", _key("name")),
-        ("kind", _key("kind")),
-        ("rows", _key("train_rows")),
-        ("held out", _key("held_out_rows")),
-        ("characters", _key("characters")),
-        ("commitment", _key("train_root", brief)),
-    ]
-    _table(out, "", result.get("datasets") or [], columns, "no data yet: fishernet data add FILE --dataset NAME")
-
-
 def dataset(out: Console, result: Result) -> None:
     """One data set in full."""
-    _facts(out, [(key.replace("_", " "), text(value)) for key, value in result.items()])
+    facts(out, [(key.replace("_", " "), text(value)) for key, value in result.items()])
 
 
 def done(out: Console, result: Result) -> None:
@@ -347,8 +339,8 @@ def done(out: Console, result: Result) -> None:
 
 def models(out: Console, result: Result) -> None:
     """Base models in the cache."""
-    columns: list[Column] = [("model", _key("name")), ("digest", _key("digest")), ("path", _key("path"))]
-    _table(out, "", result.get("models") or [], columns, "no model yet: fishernet model add smollm2-135m")
+    columns: list[Column] = [("model", cell("name")), ("digest", cell("digest")), ("path", cell("path"))]
+    table(out, "", result.get("models") or [], columns, "no model yet: fishernet model add smollm2-135m")
 
 
 def losses(out: Console, result: Result) -> None:
@@ -359,12 +351,12 @@ def losses(out: Console, result: Result) -> None:
         for name, loss in found.items()
     ]
     columns: list[Column] = [
-        ("model", _key("name")),
-        ("nats", lambda row: f"{row['loss'] / 1e6:.4f}" if isinstance(row.get("loss"), int) else _DASH),
-        ("against base", lambda row: change(round((row["loss"] - row["base"]) / 1e4)) if row.get("base") else _DASH),
-        ("rows", _key("rows")),
+        ("model", cell("name")),
+        ("nats", lambda row: f"{row['loss'] / 1e6:.4f}" if isinstance(row.get("loss"), int) else DASH),
+        ("against base", lambda row: change(round((row["loss"] - row["base"]) / 1e4)) if row.get("base") else DASH),
+        ("rows", cell("rows")),
     ]
-    _table(out, "Held-out loss", rows, columns, "nothing measured")
+    table(out, "Held-out loss", rows, columns, "nothing measured")
 
 
 def trained(out: Console, result: Result) -> None:

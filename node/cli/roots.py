@@ -8,10 +8,8 @@ from pathlib import Path
 
 import click
 
-from node.cli.options import accepts_common, here, progress_console, table_of
+from node.cli.options import accepts_common, here, progress_console
 from protocol.canon import Json
-
-_AUDIT_CODES = {"clean": 0, "findings": 1}  # any other verdict: it could not be checked
 
 
 @click.command()
@@ -21,11 +19,13 @@ _AUDIT_CODES = {"clean": 0, "findings": 1}  # any other verdict: it could not be
     "--config", "config_file", type=click.Path(dir_okay=False, path_type=Path), help="Start from this TOML file."
 )
 @click.option("--passphrase", "ask_passphrase", is_flag=True, help="Ask for a passphrase that locks the ledger key.")
+@click.option("--post-quantum", is_flag=True, help="Cosign other members' heads with ML-DSA-44 too.")
 @accepts_common
-def init(name: str | None, model: str, config_file: Path | None, ask_passphrase: bool) -> None:
+def init(name: str | None, model: str, config_file: Path | None, ask_passphrase: bool, post_quantum: bool) -> None:
     """Make a node: keys, configuration and an empty ledger.
 
-    The ledger key is the node's seat in a collective. Keep a copy of DIR/keys and remember its passphrase.
+    The ledger key is the node's seat in a collective. Keep a backup (fishernet key backup), and move DIR/recovery.pem
+    offline: it takes the seat back when the ledger key is lost or stolen.
     """
     import socket
 
@@ -46,6 +46,9 @@ def init(name: str | None, model: str, config_file: Path | None, ask_passphrase:
         for key, value in (("name", name), ("model", model)):
             if value:
                 config.update(home.config_file, "node", key, value)
+    if post_quantum:
+        config.update(home.config_file, "ledger", "post_quantum", True)
+        identity.add_post_quantum(home, passphrase)
     me = identity.load(home, passphrase)
     locked = identity.is_locked(home)
     result: dict[str, Json] = {
@@ -54,6 +57,7 @@ def init(name: str | None, model: str, config_file: Path | None, ask_passphrase:
         "member": me.member,
         "peer": me.peer,
         "locked": locked,
+        "recovery_file": str(home.recovery_file),
     }
     if invocation.json:
         invocation.answer(result, lambda out, value: None)
@@ -62,6 +66,8 @@ def init(name: str | None, model: str, config_file: Path | None, ask_passphrase:
     click.echo(f"member {me.member}")
     if not locked:
         click.echo(f"the ledger key is not locked: who can read {home.ledger_key} is this member")
+    click.echo(f"RECOVERY KEY in {home.recovery_file}: move it offline now; whoever has it can take this node's seat,")
+    click.echo("             and without it a lost or stolen ledger key costs the seat")
     click.echo("next: fishernet model add smollm2-135m")
     click.echo(f"      fishernet data add FILE --dataset NAME --home {home.path}")
     click.echo(f"      fishernet collective create --name NAME --home {home.path}   (or: collective join)")
@@ -109,18 +115,29 @@ def log(limit: int | None) -> None:
 
 
 @click.command()
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["terminal", "json", "html"]),
+    help="What to write.  [default: terminal, or by the ending of --out]",
+)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to this file.")
+@click.option("--strict", is_flag=True, help="A warning counts as a finding too.")
+@click.option("--rules", is_flag=True, help="List the compliance rules instead, and audit nothing.")
+@click.option("--records", is_flag=True, help="Show the records of processing activities (GDPR article 30) instead.")
 @accepts_common
-def audit() -> int:
-    """Verify chains, signatures and commitments of every feed held here and recompute every release from its blobs.
+def audit(format_: str | None, out: Path | None, strict: bool, rules: bool, records: bool) -> int:
+    """Verify every feed held here, recompute every release and every decision on access, and check the compliance rules.
 
-    Ends with 0 when clean, 1 with findings, 2 when something could not be checked.
+    Ends with 0 when clean, 1 with findings, 2 when something could not be checked. The HTML report is one file without
+    anything from outside.
     """
-    from node.cli import render
+    from node.cli import audits
 
     invocation = here()
-    result = invocation.ask("audit")
-    invocation.answer(result, render.audit)
-    return _AUDIT_CODES.get(str(table_of(result).get("verdict")), 2)
+    if rules:
+        return audits.list_rules(invocation)
+    return audits.audit(invocation, audits.Wanted(format=format_, out=out, strict=strict, records=records))
 
 
 @click.command()
@@ -226,10 +243,10 @@ def observe(collective_id: str, into: Path | None, addresses: tuple[str, ...]) -
     Needs no torch and no Go daemon: pip install 'fishernet[audit]'. The home's transport key introduces the auditor, so its
     own daemon should not run meanwhile; nodes give feeds to members of any role, to others the newest checkpoint only.
     """
-    from node.cli import render
+    from node.cli import audits, render_audit
     from node.cli.observing import fetch_and_audit
 
     invocation = here()
     result = fetch_and_audit(invocation, collective_id, into, addresses)
-    invocation.answer(result, render.audit)
-    return _AUDIT_CODES.get(str(table_of(result).get("verdict")), 2)
+    invocation.answer(result, render_audit.audit)
+    return audits.code_of(result)

@@ -1,15 +1,19 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from permits import to_measure
 
 from contrib import evaluation, learner, models, training
 from contrib.adapters import AdapterSpec
 from contrib.encoding import encode
-from contrib.errors import Diverged, NothingToLearn, UnknownDataset
+from contrib.errors import Diverged, NothingToLearn, NotPermitted, UnknownDataset
 from contrib.evaluation import Sample
 from contrib.rows import RowStore, pair_row, text_row
 
 SPEC = AdapterSpec(rank=4, alpha=8, targets=("all-linear",), seed="0c" * 32)
+PERMITS = {name: to_measure(name) for name in ("texts", "labels")}
 TEXTS = tuple(text_row(f"Patient {n} came with a cough and went with a {'smile' * (n % 5)}.") for n in range(30))
 
 
@@ -82,9 +86,12 @@ def store(tmp_path):
 
 
 def test_sample_is_held_out_smallest_digest_first_and_grows_by_adding(store):
-    small = [row for s in evaluation.sample(store, ["texts", "labels"], 7) for row in s.rows]
-    large = [row for s in evaluation.sample(store, ["texts", "labels"], 14) for row in s.rows]
-    held = [*store.rows("texts", "held_out"), *store.rows("labels", "held_out")]
+    small = [row for s in evaluation.sample(store, ["texts", "labels"], 7, PERMITS) for row in s.rows]
+    large = [row for s in evaluation.sample(store, ["texts", "labels"], 14, PERMITS) for row in s.rows]
+    held = [
+        *store.rows("texts", "held_out", permit=to_measure("texts")),
+        *store.rows("labels", "held_out", permit=to_measure("labels")),
+    ]
     assert len(small) == 7
     assert set(small) < set(large) <= set(held)
     assert max(row.digest() for row in small) < min(row.digest() for row in set(held) - set(small))
@@ -93,17 +100,33 @@ def test_sample_is_held_out_smallest_digest_first_and_grows_by_adding(store):
 def test_sample_does_not_depend_on_order_of_arrival(store, tmp_path):
     with RowStore.open(tmp_path / "other.db") as other:
         other.add("texts", TEXTS[::-1], 500_000)
-        assert evaluation.sample(other, ["texts"], 5) == evaluation.sample(store, ["texts"], 5)
+        assert evaluation.sample(other, ["texts"], 5, PERMITS) == evaluation.sample(store, ["texts"], 5, PERMITS)
 
 
 def test_labels_stay_with_their_data_set(store):
-    texts, labels = evaluation.sample(store, ["texts", "labels"], 100)
+    texts, labels = evaluation.sample(store, ["texts", "labels"], 100, PERMITS)
     assert texts.labels == ()
     assert labels.labels == ("no", "yes")
 
 
 def test_sample_of_nothing_is_refused(store):
     with pytest.raises(UnknownDataset):
-        evaluation.sample(store, ["absent"], 5)
+        evaluation.sample(store, ["absent"], 5, PERMITS)
     with pytest.raises(NothingToLearn):
-        evaluation.sample(store, [], 5)
+        evaluation.sample(store, [], 5, PERMITS)
+
+
+def test_canaries_outside_the_permit_reach_no_sample_and_no_label(tmp_path):
+    rows = [pair_row(f"open {n}", "yes" if n % 2 else "no") for n in range(40)]
+    secret = [replace(pair_row(f"CANARY {n}", "CANARY-LABEL"), tags=("private",)) for n in range(40)]
+    with RowStore.open(tmp_path / "canaries.db") as store:
+        assert store.add("d", [*rows, *secret], 500_000).labels == ("CANARY-LABEL", "no", "yes")
+        (seen,) = evaluation.sample(store, ["d"], 100, {"d": to_measure("d")})
+        assert "CANARY" in str(seen)
+        (shown,) = evaluation.sample(store, ["d"], 100, {"d": to_measure("d", tags_none=("private",))})
+        assert "CANARY" not in str(shown)
+        assert shown.labels == ("no", "yes")
+        with pytest.raises(NothingToLearn):
+            evaluation.sample(store, ["d"], 100, {"d": to_measure("d", columns=("prompt",))})
+        with pytest.raises(NotPermitted):
+            evaluation.sample(store, ["d"], 100, {})

@@ -198,3 +198,70 @@ def test_any_bytes_give_rows_or_a_refusal(put: Put, name: str, content: bytes) -
     except errors.BadRows:
         return
     assert rows
+
+
+# -- tags and subjects -----------------------------------------------------------------------------------------------
+def test_tags_and_subjects_are_read_from_fields(tmp_path: Path) -> None:
+    records = [
+        {"text": "a", "kinds": ["b", "a"], "who": "Ada"},
+        {"text": "b", "kinds": "x, y", "who": 17},
+        {"text": "c", "kinds": None, "who": None},
+        {"text": "d", "kinds": "", "who": " "},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    rows = list(read(file, tags=["all"], tag_field="kinds", subject_field="who"))
+    assert [row.tags for row in rows] == [("a", "all", "b"), ("all", "x", "y"), ("all",), ("all",)]
+    assert [row.subject for row in rows] == ["Ada", "17", None, None]
+    assert rows == list(read(file)), "tags and subject are no content"
+    assert all(row.tags == () and row.subject is None for row in read(file))
+
+
+def test_tags_and_subjects_come_from_csv_and_parquet_too(tmp_path: Path) -> None:
+    polars.DataFrame({"text": ["a"], "kinds": ["x,y"], "who": ["Ada"], "more": [1]}).write_parquet(
+        tmp_path / "r.parquet"
+    )
+    (tmp_path / "r.csv").write_text('text,kinds,who\na,"x,y",Ada\n')
+    for name in ("r.parquet", "r.csv"):
+        (row,) = read(tmp_path / name, tag_field="kinds", subject_field="who")
+        assert (row.tags, row.subject) == (("x", "y"), "Ada")
+
+
+@pytest.mark.parametrize(
+    ("record", "cause"),
+    [
+        ({"text": "a", "who": "Ada"}, "no field 'kinds'"),
+        ({"text": "a", "kinds": "x"}, "no field 'who'"),
+        ({"text": "a", "kinds": "Not A Tag", "who": "Ada"}, "small letters"),
+        ({"text": "a", "kinds": [1], "who": "Ada"}, "tags are texts"),
+        ({"text": "a", "kinds": {"x": 1}, "who": "Ada"}, "tags are texts"),
+        ({"text": "a", "kinds": ",".join(f"t{n}" for n in range(17)), "who": "Ada"}, "17 tags"),
+        ({"text": "a", "kinds": "x", "who": ["Ada"]}, "a list"),
+        ({"text": "a", "kinds": "x", "who": True}, "a bool"),
+    ],
+)
+def test_filing_that_cannot_be_read_names_the_line_and_nobody(
+    tmp_path: Path, record: dict[str, object], cause: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"text": "good", "kinds": "x", "who": "Bob"}) + "\n" + json.dumps(record) + "\n")
+    with pytest.raises(errors.BadRows, match=cause) as caught:
+        list(read(file, tag_field="kinds", subject_field="who"))
+    assert "rows.jsonl:2" in str(caught.value)
+    assert "Ada" not in str(caught.value)
+
+
+def test_more_tags_than_a_row_may_have_are_refused_with_the_common_ones(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"text": "a", "kinds": [f"t{n}" for n in range(16)]}) + "\n")
+    assert len(next(read(file, tag_field="kinds")).tags) == 16
+    with pytest.raises(errors.BadRows, match=r"rows.jsonl:1.*17 tags"):
+        list(read(file, tag_field="kinds", tags=["one-more"]))
+
+
+def test_plain_text_has_no_fields_for_tags_or_subjects(tmp_path: Path) -> None:
+    file = tmp_path / "rows.txt"
+    file.write_text("one\n\ntwo\n")
+    assert [row.tags for row in read(file, tags=["a"])] == [("a",), ("a",)]
+    with pytest.raises(errors.BadRows, match="no fields"):
+        list(read(file, subject_field="who"))

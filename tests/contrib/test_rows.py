@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from permits import to_measure, to_train
 
 from contrib import errors
 from contrib.row import MAX_ROW_BYTES, Message, Row, chat_row, pair_row, stored_row, text_row
@@ -35,8 +36,9 @@ def texts(*numbers: int) -> list[Row]:
 
 
 def counting() -> Callable[[int], bytes]:
+    """What the salts come from: 0, 1, ...; the 32 bytes that a new store asks for are no salt."""
     numbers = itertools.count()
-    return lambda size: next(numbers).to_bytes(size, "big")
+    return lambda size: bytes(size) if size == 32 else next(numbers).to_bytes(size, "big")
 
 
 @pytest.fixture
@@ -103,8 +105,8 @@ def test_held_out_share_is_met_within_the_noise_of_a_draw() -> None:
 def test_same_prompt_never_stands_on_both_sides(store: RowStore) -> None:
     rows = [pair_row(f"question {n % 50}", f"answer {n}") for n in range(500)]
     store.add("pairs", rows, 300_000)
-    train = {row.prompt for row in store.rows("pairs")}
-    held_out = {row.prompt for row in store.rows("pairs", "held_out")}
+    train = {row.prompt for row in store.rows("pairs", permit=to_train("pairs"))}
+    held_out = {row.prompt for row in store.rows("pairs", "held_out", permit=to_measure("pairs"))}
     assert train
     assert held_out
     assert not train & held_out
@@ -125,15 +127,15 @@ def test_split_does_not_depend_on_the_order_of_arrival(tmp_path: Path) -> None:
     for name, rows in (("a", texts(*range(200))), ("b", texts(*reversed(range(200))))):
         with RowStore.open(tmp_path / name) as store:
             store.add("d", rows)
-            parts.append({row.text for row in store.rows("d", "held_out")})
+            parts.append({row.text for row in store.rows("d", "held_out", permit=to_measure("d"))})
     assert parts[0] == parts[1] != set()
 
 
 def test_summary_counts_rows_and_dropped_duplicates(store: RowStore) -> None:
     summary = store.add("notes", [*texts(*range(100)), *texts(3, 4, 5)])
     assert summary.train_rows + summary.held_out_rows == 100
-    assert summary.train_rows == len(store.rows("notes"))
-    assert summary.held_out_rows == len(store.rows("notes", "held_out"))
+    assert summary.train_rows == len(store.rows("notes", permit=to_train("notes")))
+    assert summary.held_out_rows == len(store.rows("notes", "held_out", permit=to_measure("notes")))
     assert summary.duplicates == 3
     assert summary.characters == sum(len(row.text) for row in texts(*range(100)))
     assert (summary.kind, summary.labels) == ("text", None)
@@ -160,10 +162,10 @@ def test_equal_rows_commit_to_different_roots_on_different_nodes(tmp_path: Path)
 
 
 def test_append_gives_what_one_add_of_everything_gives(tmp_path: Path) -> None:
-    with RowStore.open(tmp_path / "a", entropy=counting()) as store:
+    with RowStore.open(tmp_path / "a", entropy=counting(), clock=lambda: 7) as store:
         store.add("d", texts(*range(30)), 200_000)
         grown = store.add("d", texts(*range(30, 60)), if_exists="append")
-    with RowStore.open(tmp_path / "b", entropy=counting()) as store:
+    with RowStore.open(tmp_path / "b", entropy=counting(), clock=lambda: 7) as store:
         assert store.add("d", texts(*range(60)), 200_000) == grown
 
 
@@ -221,7 +223,7 @@ def test_refused_input_leaves_the_data_set_as_it_was(store: RowStore, if_exists:
         with pytest.raises(kind):
             store.add("d", rows, if_exists=if_exists)  # type: ignore[arg-type]
     assert store.datasets() == [before]
-    assert store.rows("d") + store.rows("d", "held_out") != []
+    assert store.rows("d", permit=to_train("d")) + store.rows("d", "held_out", permit=to_measure("d")) != []
 
 
 def test_full_disk_is_a_passing_error_and_stores_nothing(store: RowStore) -> None:
@@ -259,7 +261,7 @@ def test_removed_rows_are_overwritten(path: Path) -> None:
         store.add("d", [text_row("canary-5db1 " + "x" * 200)])
         store.remove("d")
         with pytest.raises(errors.UnknownDataset):
-            store.rows("d")
+            store.rows("d", permit=to_train("d"))
     assert all(b"canary-5db1" not in file.read_bytes() for file in path.parent.glob("rows.db*"))
 
 
@@ -275,7 +277,7 @@ def test_reader_process_reads_and_cannot_write(path: Path) -> None:
     with RowStore.open(path) as store:
         store.add("d", texts(*range(10)))
         with RowStore.open(path, read_only=True) as reader:
-            assert reader.rows("d") == store.rows("d")
+            assert reader.rows("d", permit=to_train("d")) == store.rows("d", permit=to_train("d"))
             with pytest.raises(errors.RowsDamaged):
                 reader.add("e", texts(1))
     with RowStore.open(path, read_only=True) as reader:
@@ -309,19 +311,19 @@ def test_store_in_a_folder_that_is_missing_says_so(tmp_path: Path) -> None:
 
 def test_reading_order_is_arrival_and_samples_are_repeatable(store: RowStore) -> None:
     store.add("d", texts(*range(1200)), 0)
-    assert store.rows("d") == texts(*range(1200))
-    assert store.rows("d", limit=7) == texts(*range(7))
-    sample = store.rows("d", limit=50, seed=4)
-    assert sample == store.rows("d", limit=50, seed=4)
-    assert sample[:10] == store.rows("d", limit=10, seed=4)
-    assert sample != store.rows("d", limit=50, seed=5)
+    assert store.rows("d", permit=to_train("d")) == texts(*range(1200))
+    assert store.rows("d", permit=to_train("d"), limit=7) == texts(*range(7))
+    sample = store.rows("d", permit=to_train("d"), limit=50, seed=4)
+    assert sample == store.rows("d", permit=to_train("d"), limit=50, seed=4)
+    assert sample[:10] == store.rows("d", permit=to_train("d"), limit=10, seed=4)
+    assert sample != store.rows("d", permit=to_train("d"), limit=50, seed=5)
     assert len({row.text for row in sample}) == 50
-    assert store.rows("d", limit=0) == []
+    assert store.rows("d", permit=to_train("d"), limit=0) == []
 
 
 def test_unknown_data_set_is_named(store: RowStore) -> None:
     with pytest.raises(errors.UnknownDataset, match="'nothing'"):
-        store.rows("nothing")
+        store.rows("nothing", permit=to_train("nothing"))
 
 
 def test_labels_are_found_where_answers_look_like_labels(store: RowStore) -> None:

@@ -1,17 +1,22 @@
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from permits import to_measure, to_train
 
 from contrib import adapters, learner, models, training
 from contrib.adapters import AdapterSpec
 from contrib.encoding import encode
-from contrib.errors import BadAdapter, BadJob, Diverged, NothingToLearn, UnknownDataset
+from contrib.errors import BadAdapter, BadJob, Diverged, NothingToLearn, NotPermitted, UnknownDataset
 from contrib.rows import RowStore, pair_row, text_row
 from contrib.training import Settings
 from protocol.ids import digest
 
 SPEC = AdapterSpec(rank=4, alpha=8, targets=("q_proj", "v_proj"), seed="0a" * 32)
 QUICK = Settings(steps=6, batch=4, length=32, lr=2e-2, warmup=2, fisher_sequences=2)
+PERMITS = {name: to_train(name) for name in ("hands", "skies")}
 TEXTS = [f"The bone {n} of the left hand is short, and the bone {n + 1} is long." for n in range(40)]
 
 
@@ -135,19 +140,52 @@ def store(tmp_path):
 
 
 def test_drawn_sequences_are_enough_repeatable_and_from_training_rows_only(tiny, store):
-    drawn = training.draw(store, ["hands", "skies"], tiny.codec, QUICK)
-    assert drawn == training.draw(store, ["hands", "skies"], tiny.codec, QUICK)
-    assert drawn != training.draw(store, ["hands", "skies"], tiny.codec, Settings(steps=6, length=32, seed=9))
+    drawn = training.draw(store, ["hands", "skies"], tiny.codec, QUICK, PERMITS)
+    assert drawn == training.draw(store, ["hands", "skies"], tiny.codec, QUICK, PERMITS)
+    assert drawn != training.draw(store, ["hands", "skies"], tiny.codec, Settings(steps=6, length=32, seed=9), PERMITS)
     assert len(drawn) == QUICK.steps * QUICK.batch
     everything = b"".join(bytes(t for t in sequence.ids if t < 256) for sequence in drawn)
-    assert not any(row.text.encode() in everything for row in store.rows("hands", "held_out"))
+    assert not any(
+        row.text.encode() in everything for row in store.rows("hands", "held_out", permit=to_measure("hands"))
+    )
 
 
 def test_drawing_from_an_unknown_data_set_is_refused(tiny, store):
     with pytest.raises(UnknownDataset):
-        training.draw(store, ["feet"], tiny.codec, QUICK)
+        training.draw(store, ["feet"], tiny.codec, QUICK, PERMITS)
     with pytest.raises(NothingToLearn):
-        training.draw(store, [], tiny.codec, QUICK)
+        training.draw(store, [], tiny.codec, QUICK, PERMITS)
+
+
+def texts_of(drawn):
+    return b"\0".join(bytes(t for t in sequence.ids if t < 256) for sequence in drawn).decode()
+
+
+def test_canaries_outside_the_permit_reach_no_drawn_sequence(tiny, tmp_path):
+    hidden = {
+        "tag": [replace(pair_row(f"tagged {n}", f"CANARY-TAG {n}"), tags=("withdrawn",)) for n in range(20)],
+        "untagged": [pair_row(f"untagged {n}", f"CANARY-UNTAGGED {n}") for n in range(20)],
+        "column": [replace(pair_row(f"CANARY-COLUMN {n}", f"answer {n}"), tags=("consented",)) for n in range(20)],
+    }
+    with RowStore.open(tmp_path / "canaries.db") as store:
+        store.add("d", [row for rows in hidden.values() for row in rows], 300_000)
+        store.add("held", [pair_row(f"held {n}", f"CANARY-HELD {n}") for n in range(20)], 1_000_000)
+        all_of_it = {name: to_train(name) for name in ("d", "held")}
+        everything = texts_of(training.draw(store, ["d", "held"], tiny.codec, QUICK, all_of_it))
+        assert {"CANARY-TAG", "CANARY-UNTAGGED", "CANARY-COLUMN"} <= set(re.findall("CANARY-[A-Z]+", everything))
+        permit = to_train("d", tags_all=("consented",), tags_none=("withdrawn",), columns=("completion",))
+        for seed in range(20):
+            drawn = training.draw(
+                store, ["d", "held"], tiny.codec, Settings(steps=6, length=32, seed=seed), {**all_of_it, "d": permit}
+            )
+            assert "answer" in texts_of(drawn)
+            assert "CANARY" not in texts_of(drawn)
+
+
+def test_drawing_without_a_permit_for_each_data_set_is_refused(tiny, store):
+    for permits in ({}, {"hands": to_train("hands")}, {**PERMITS, "skies": to_measure("skies")}):
+        with pytest.raises(NotPermitted):
+            training.draw(store, ["hands", "skies"], tiny.codec, QUICK, permits)
 
 
 def test_b_is_what_the_optimizer_gets(tiny):

@@ -1,19 +1,38 @@
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from permits import to_measure, to_train
 
 from contrib import adapters, models
 from contrib.adapters import AdapterSpec
 from contrib.rows import RowStore, pair_row, text_row
+from contrib.splitting import part_of
+from contrib.worker import Worker
 
 SPEC = AdapterSpec(rank=4, alpha=8, targets=("q_proj", "v_proj"), seed="0d" * 32)
 LOAD = {"job": "load", "model": str(models.tiny_folder()), "spec": SPEC.to_json()}
+KEY = bytes(range(32))
 SETTINGS = {"steps": 4, "batch": 2, "length": 32, "lr": 0.02, "fisher_sequences": 3}
+
+
+def train(*names, **terms):
+    return {name: to_train(name, **terms).to_json() for name in names}
+
+
+def measure(*names, **terms):
+    return {name: to_measure(name, **terms).to_json() for name in names}
+
+
+TRAIN = {"job": "train", "datasets": ["fevers"], "permits": train("fevers")}
+MEASURE = {"job": "evaluate", "datasets": ["fevers"], "permits": measure("fevers")}
 
 
 class Child:
@@ -90,7 +109,7 @@ def test_load_tells_shape_and_libraries(child):
 
 def test_training_reports_steps_and_leaves_theta_and_fisher(child, rows, tmp_path):
     out = tmp_path / "run"
-    events = child.ask(job="train", rows=rows, datasets=["fevers"], view=None, settings=SETTINGS, out=str(out))
+    events = child.ask(**TRAIN, rows=rows, view=None, settings=SETTINGS, out=str(out))
     steps = [event for event in events if event["event"] == "step"]
     assert [event["step"] for event in steps] == [1, 2, 3, 4]
     assert all(event["steps"] == 4 and event["loss"] > 0 for event in steps)
@@ -107,9 +126,11 @@ def test_training_reports_steps_and_leaves_theta_and_fisher(child, rows, tmp_pat
 
 def test_views_are_measured_by_name(child, rows, tmp_path):
     out = str(tmp_path)
-    theta = child.ask(job="train", rows=rows, datasets=["fevers"], view=None, settings=SETTINGS, out=out)[-1]["theta"]
+    theta = child.ask(**TRAIN, rows=rows, view=None, settings=SETTINGS, out=out)[-1]["theta"]
     views = {"base": None, "mine": theta}
-    events = child.ask(job="evaluate", rows=rows, datasets=["fevers", "signs"], views=views, max_rows=20, length=32)
+    permits = measure("fevers", "signs")
+    job = {**MEASURE, "datasets": ["fevers", "signs"], "permits": permits, "views": views}
+    events = child.ask(**job, rows=rows, max_rows=20, length=32)
     assert [event["view"] for event in events[:-1]] == ["base", "mine"]
     found = events[-1]["views"]
     assert set(found["base"]) == {"nats", "tokens", "rows", "accuracy"}
@@ -126,28 +147,29 @@ def test_garbage_is_answered_and_the_next_job_runs(child):
 
 
 def bad_jobs(rows):
-    train = {
-        "job": "train",
-        "rows": rows,
-        "datasets": ["fevers"],
-        "view": None,
-        "settings": SETTINGS,
-        "out": "/dev/null/x",
-    }
-    measure = {"job": "evaluate", "rows": rows, "datasets": ["fevers"], "views": {"base": None}}
+    learn = {**TRAIN, "rows": rows, "view": None, "settings": SETTINGS, "out": "/dev/null/x"}
+    weigh = {**MEASURE, "rows": rows, "views": {"base": None}}
     return {
         "unknown-job": ({"job": "dance"}, "bad-job"),
-        "unknown-setting": ({**train, "settings": {"stepz": 1}}, "bad-job"),
-        "setting-of-another-type": ({**train, "settings": {"steps": "4"}}, "bad-job"),
-        "no-data-sets": ({**train, "datasets": []}, "bad-job"),
-        "unknown-data-set": ({**train, "datasets": ["absent"]}, "unknown-dataset"),
-        "row-store-missing": ({**train, "rows": rows + ".absent"}, "rows-damaged"),
-        "view-missing": ({**train, "view": rows + ".npy"}, "bad-adapter"),
-        "view-is-no-vector": ({**train, "view": rows}, "bad-adapter"),
-        "out-cannot-be-written": (train, "worker-fault"),
-        "no-views": ({**measure, "views": {}}, "bad-job"),
-        "no-rows-asked": ({**measure, "max_rows": 0}, "bad-job"),
-        "short-sequences": ({**measure, "length": 2}, "bad-job"),
+        "unknown-setting": ({**learn, "settings": {"stepz": 1}}, "bad-job"),
+        "setting-of-another-type": ({**learn, "settings": {"steps": "4"}}, "bad-job"),
+        "no-data-sets": ({**learn, "datasets": []}, "bad-job"),
+        "unknown-data-set": ({**learn, "datasets": ["absent"]}, "unknown-dataset"),
+        "row-store-missing": ({**learn, "rows": rows + ".absent"}, "rows-damaged"),
+        "view-missing": ({**learn, "view": rows + ".npy"}, "bad-adapter"),
+        "view-is-no-vector": ({**learn, "view": rows}, "bad-adapter"),
+        "out-cannot-be-written": (learn, "worker-fault"),
+        "no-permit": ({**learn, "permits": {}}, "not-permitted"),
+        "permit-of-another-data-set": ({**learn, "permits": {"fevers": train("signs")["signs"]}}, "not-permitted"),
+        "permit-of-another-action": ({**learn, "permits": measure("fevers")}, "not-permitted"),
+        "permit-to-train-for-measuring": ({**weigh, "permits": train("fevers")}, "not-permitted"),
+        "permit-that-has-expired": ({**learn, "permits": train("fevers", expires_ms=1)}, "not-permitted"),
+        "permit-that-makes-no-sense": ({**learn, "permits": {"fevers": {}}}, "bad-permit"),
+        "permits-are-no-object": ({**learn, "permits": [1]}, "bad-job"),
+        "key-that-is-none": ({**learn, "key": "secret"}, "rows-sealed"),
+        "no-views": ({**weigh, "views": {}}, "bad-job"),
+        "no-rows-asked": ({**weigh, "max_rows": 0}, "bad-job"),
+        "short-sequences": ({**weigh, "length": 2}, "bad-job"),
     }
 
 
@@ -157,12 +179,12 @@ def test_bad_job_is_an_error_event_and_costs_nothing_else(child, rows, name):
     event = child.ask(**job)[-1]
     assert (event["event"], event["code"]) == ("error", code), event
     assert event["message"].startswith("couldn't ")
-    good = child.ask(job="evaluate", rows=rows, datasets=["fevers"], views={"base": None}, max_rows=2, length=32)
+    good = child.ask(**MEASURE, rows=rows, views={"base": None}, max_rows=2, length=32)
     assert good[-1]["event"] == "done"
 
 
 def test_job_before_load_and_bad_model_are_errors(fresh, rows, tmp_path):
-    first = fresh.ask(job="evaluate", rows=rows, datasets=["fevers"], views={"base": None})
+    first = fresh.ask(**MEASURE, rows=rows, views={"base": None})
     assert first[-1]["code"] == "bad-job"
     assert fresh.ask(**{**LOAD, "model": str(tmp_path)})[-1]["code"] == "wrong-model"
     assert fresh.ask(**{**LOAD, "spec": {"rank": 4}})[-1]["code"] == "bad-adapter"
@@ -173,12 +195,66 @@ def test_killed_worker_leaves_no_half_result(fresh, rows, tmp_path):
     fresh.ask(**LOAD)
     out = tmp_path / "run"
     settings = {**SETTINGS, "steps": 100_000}
-    job = {"id": 1, "job": "train", "rows": rows, "datasets": ["fevers"], "settings": settings, "out": str(out)}
+    job = {"id": 1, **TRAIN, "rows": rows, "settings": settings, "out": str(out)}
     fresh.send(json.dumps(job))
     assert fresh.read()["event"] == "step"
     fresh.process.send_signal(signal.SIGTERM)  # no handler: the default ends it at once
     assert fresh.process.wait(timeout=60) == -signal.SIGTERM
     assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def canaries(tmp_path_factory):
+    """A sealed store in which most rows, and the prompts of all, are none of the worker's business."""
+    path = tmp_path_factory.mktemp("sealed") / "rows.db"
+    rows = [replace(pair_row(f"CANARY prompt {n}", f"open answer {n}"), tags=("open",)) for n in range(60)]
+    secret = [replace(pair_row(f"CANARY {n}", f"CANARY answer {n % 2}"), tags=("secret",)) for n in range(60)]
+    with RowStore.open(path, key=KEY) as store:
+        store.add("d", [*rows, *secret], 300_000)
+    return str(path)
+
+
+def test_canaries_outside_the_permit_reach_no_result_of_a_job(child, canaries, tmp_path):
+    narrow = {"tags_all": ("open",), "columns": ("completion",)}
+    common = {"rows": canaries, "datasets": ["d"], "key": KEY.hex()}
+    made = {}
+    for name, terms in (("narrow", narrow), ("wide", {})):
+        out = tmp_path / name
+        trained = child.ask(
+            job="train", **common, permits=train("d", **terms), view=None, settings=SETTINGS, out=str(out)
+        )
+        measured = child.ask(job="evaluate", **common, permits=measure("d", **terms), views={"base": None}, length=32)
+        assert (trained[-1]["event"], measured[-1]["event"]) == ("done", "done")
+        files = b"".join(file.read_bytes() for file in sorted(out.iterdir()))
+        assert "CANARY" not in json.dumps([trained, measured])
+        assert b"CANARY" not in files
+        made[name] = (trained[-1]["tokens"], measured[-1]["views"]["base"])
+    assert made["narrow"][1]["rows"] < made["wide"][1]["rows"]
+    held = [n for n in range(60) if part_of(pair_row(f"CANARY prompt {n}", "x").split_key(), 300_000) == "held_out"]
+    with RowStore.open(tmp_path / "only.db") as store:
+        store.add("d", [pair_row("", f"open answer {n}") for n in held], 1_000_000)
+    only = {"rows": str(tmp_path / "only.db"), "datasets": ["d"], "permits": measure("d")}
+    alone = child.ask(job="evaluate", **only, views={"base": None}, length=32)[-1]["views"]["base"]
+    assert made["narrow"][1] == alone, (
+        "a store that holds what the permit shows, and nothing else, gives the same numbers"
+    )
+
+
+def test_data_key_comes_with_the_job_and_stands_nowhere_else(child, canaries, tmp_path):
+    job = {**TRAIN, "rows": canaries, "datasets": ["d"], "permits": train("d"), "view": None, "settings": SETTINGS}
+    out = str(tmp_path / "run")
+    assert child.ask(**job, out=out)[-1]["code"] == "rows-sealed"
+    assert child.ask(**job, out=out, key=("00" * 32))[-1]["code"] == "rows-sealed"
+    assert child.ask(**job, out=out, key=KEY.hex())[-1]["event"] == "done"
+    wrong = child.ask(**{**job, "settings": {"steps": 0}}, out=out, key=KEY.hex())
+    assert wrong[-1]["event"] == "error"
+    assert KEY.hex() not in json.dumps(wrong)
+    process = Path(f"/proc/{child.process.pid}")
+    if process.exists():
+        told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        assert KEY.hex().encode() not in told
+        assert KEY not in told
+    assert child.ask(**job, out=out)[-1]["code"] == "rows-sealed", "no job inherits the key of another"
 
 
 def test_what_libraries_print_does_not_reach_the_events():
@@ -191,6 +267,19 @@ def test_what_libraries_print_does_not_reach_the_events():
     assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["error"]
     assert "noise" in done.stderr
     assert "more" in done.stderr
+
+
+def test_a_fault_never_repeats_the_words_of_a_row():
+    class Broken(Worker):
+        def _run(self, job, emit):
+            raise ValueError("CANARY")
+
+    out = io.StringIO()
+    Broken(out).answer('{"id":1,"job":"train"}')
+    event = json.loads(out.getvalue())
+    assert (event["event"], event["code"]) == ("error", "worker-fault")
+    assert "ValueError at test_worker.py:" in event["message"]
+    assert "CANARY" not in event["message"]
 
 
 def test_worker_starts_without_torch():

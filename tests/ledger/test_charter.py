@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from paper import charter_of, key
 
 from ledger import charter as charters
-from ledger.charter import Adapter, Base, Charter, Gate, Member, Release, Update, amended, collective_id, parse
+from ledger.amending import amended
+from ledger.charter import Adapter, Base, Charter, Gate, Member, Release, Update, collective_id, parse
 from ledger.errors import BadCharter
 from protocol.canon import decode, encode
 from protocol.errors import BadKey, Malformed, Refused
@@ -21,7 +22,7 @@ from protocol.keys import member_id
 
 CHARTER = charter_of(["ada", "bob", "cyd"])
 WHOLE: dict[str, Any] = CHARTER.to_json()
-PARTS = ("base", "adapter", "update", "gate", "release")
+PARTS = ("base", "adapter", "update", "gate", "release", "witness")
 SEAT = {"id": member_id(key("dan")), "name": "dan", "role": "contributor", "weight": 1}
 IDS = tuple(sorted(member_id(key(f"member {n}")) for n in range(12)))
 
@@ -85,6 +86,23 @@ def test_integers_are_taken_from_end_to_end_of_their_range_and_not_beyond(path: 
         ("base.name", ["", "x" * 65]),
         ("recipe", ["", "x" * 65, None]),
         ("members.0.name", ["", "x" * 65, "tab\t"]),
+        ("members.0.organisation", ["", "x" * 65, "tab\t", None, 1]),
+        (
+            "members.0.was",
+            [
+                None,
+                [[]],
+                [[IDS[0], 1]],
+                [[IDS[0], -1, "rotation"]],
+                [["0" * 64, 1, "rotation"]],
+                [[IDS[0], 1, "theft"]],
+                [[IDS[0], 1, "rotation"]] * 2,
+                [[WHOLE["members"][1]["id"], 1, "rotation"]],
+                [[id_, 1, "rotation"] for id_ in IDS] * 6,
+            ],
+        ),
+        ("witness", [None, 1, {}]),
+        ("witness.cosignatures", [-1, 3, True, "1"]),
         ("nonce", ["", "AB" * 32, "ab" * 31, 7]),
         ("base.digest", ["ab" * 33, None]),
         ("adapter.seed", ["xyz", None]),
@@ -100,7 +118,7 @@ def test_integers_are_taken_from_end_to_end_of_their_range_and_not_beyond(path: 
 )
 def test_a_value_outside_the_form_is_refused(path: str, bad: list[object]) -> None:
     for value in bad:
-        assert refused(with_(path, value)) in {"bad-charter", "malformed"}
+        assert refused(with_(path, value)) in {"bad-charter", "malformed", "bad-key"}
 
 
 def test_a_member_id_that_is_no_key_is_refused() -> None:
@@ -138,6 +156,7 @@ def any_charter(draw: st.DrawFn) -> Charter:
             name=draw(NAMES),
             role="contributor" if n == 0 else draw(st.sampled_from(charters.ROLES)),
             weight=draw(st.integers(1, 1000)),
+            organisation=draw(NAMES),
         )
         for n, id_ in enumerate(sorted(ids))
     )
@@ -192,6 +211,7 @@ CHANGES: list[tuple[str, object]] = [
     ("gate.max_blob_bytes", 5000), ("gate.norm_cap_micro", 1), ("gate.tolerance_centinats", 3),
     ("gate.held_out_min", 1), ("release.wait_for", 1), ("release.patience_ms", 1), ("release.timeout_ms", 101),
     ("members.0.name", "other"), ("members.0.role", "endorser"), ("members.0.weight", 2), ("faults", 1), ("epoch", 1),
+    ("members.0.organisation", "other"), ("members.0.was", [[IDS[0], 3, "rotation"]]), ("witness.cosignatures", 1),
 ]  # fmt: skip
 
 

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paper import Paper, PaperMember, charter_of, key
+from states import state
 
 from ledger import charter as charters
-from ledger import events
+from ledger import events, forks, succession
 from ledger.collective import Collective, leaf_at
 from ledger.cuts import Amendment, Exclusion
-from ledger.entry import Record
+from ledger.entry import Record, make
 from ledger.errors import BadChain, BadCharter
 from protocol import binding
 from protocol.ids import ZERO, Digest, digest
@@ -26,30 +27,6 @@ NAMES = ["ada", "bob", "cyd"]
 
 def transport(n: int) -> SigningKey:
     return SigningKey(bytes([n]) * 32)
-
-
-def state(fold: Collective) -> dict[str, Any]:
-    """Everything a fold knows, without the order in which it learnt it."""
-    return {
-        "charters": fold.charters,
-        "founder": fold.founder,
-        "sizes": fold.sizes,
-        "leaves": fold.leaves,
-        "contributions": fold.contributions,
-        "fates": {c.event: fold.fate(c) for by in fold.contributions.values() for c in by},
-        "decisions": fold.decisions,
-        "data": fold.data,
-        "peers": dict(fold.peers),
-        "asked": fold.asked,
-        "approvals": fold.approvals,
-        "ripe": fold.ripe_amendments(),
-        "pending": fold.pending(),
-        "flaws": sorted(fold.flaws, key=lambda f: (f.source.member, f.source.seq)),
-        "double": {(d.first.event, d.second.event, d.height, d.attempt) for d in fold.double_votes},
-        "unknown": fold.unknown_types,
-        "withheld": sorted(s.event for s in fold.withheld),
-        "logs": [fold.tally_of(d.height).verdicts for d in fold.decisions],
-    }
 
 
 def history() -> tuple[Paper, list[list[Record]]]:
@@ -82,8 +59,70 @@ def history() -> tuple[Paper, list[list[Record]]]:
     paper.amend({"op": "remove", "id": cyd.id})
     cyd.publish()  # without a seat
     paper.release()
+    bob.bind_keys(recovery=key("recovery of bob"), now=5000)
+    ada.bind_keys(now=5000)
+    paper.amend({"op": "set", "field": "witness", "value": {"cosignatures": 1}})
+    ada.publish(5000)
+    bob.publish(5000)
+    for author, witness in ((bob, ada), (ada, bob), (dan, ada)):
+        paper.deliver_all()
+        witness.cosign(author, now=6000)
+    paper.decide()
+    give_away(paper, bob, "bob again")
+    paper.members["bob again"].bind_keys(now=7000)
+    paper.members["bob again"].publish(7000)
+    bob.publish(7000)  # past its end
+    dan.publish(7000)
+    twin = dan.say(events.NodeAlive(), 7000)
+    other = make_twin(twin, dan)
+    paper.deliver_all()
+    proof = forks.Fork(
+        kind="entries",
+        collective=dan.collective,
+        member=dan.id,
+        at=twin.entry.header.seq,
+        evidence=(twin.entry.line, other.entry.line),
+    )
+    ada.say(events.ForkFound(member=dan.id, proof=forks.encode(proof).decode()), 8000)
+    ada.say(events.ForkFound(member=cyd.id, proof=forks.encode(proof).decode()), 8000)
     paper.deliver_all()
     return paper, [m.feed for m in paper.members.values()]
+
+
+def give_away(paper: Paper, old: PaperMember, name: str) -> None:
+    """The member rotates its key: a succession is decided, and the old feed ends."""
+    heir = paper.guest(name)
+    said = succession.make(
+        key(old.name),
+        key(name),
+        collective=old.collective,
+        old=old.id,
+        size=len(old.feed),
+        leaf=old.feed[-1].entry.leaf,
+    )
+    old.say(events.AmendmentProposed(change=said.change()), 7000)
+    paper.dead.add(name)  # it has no vote yet
+    paper.decide()
+    paper.dead.discard(name)
+    old.say(events.KeyRotated(statement=said.to_json()), 7000)
+    paper.deliver_all()
+    assert heir.fold.charter.member(heir.id) is not None
+
+
+def make_twin(record: Record, by: PaperMember) -> Record:
+    """Another entry by the same member at the same place."""
+    header = record.entry.header
+    return make(
+        key(by.name),
+        collective=header.collective,
+        seq=header.seq,
+        prev=header.prev,
+        ts=header.ts + 1,
+        type=header.type,
+        seen=header.seen,
+        body={},
+        salt=bytes(16),
+    )
 
 
 PAPER, FEEDS = history()
@@ -97,7 +136,10 @@ def folded(records: Iterable[Record]) -> Collective:
 
 
 def test_the_history_has_something_of_everything() -> None:
-    assert len(WHOLE["decisions"]) == 6
+    assert len(WHOLE["decisions"]) == 9
+    assert WHOLE["forked"].keys() == {PAPER.members["dan"].id}
+    assert WHOLE["ended"].keys() == {PAPER.members["bob"].id}
+    assert len(WHOLE["successions"]) == 1
     assert set(WHOLE["fates"].values()) >= {"released", "refused"}
     assert WHOLE["flaws"]
     assert WHOLE["double"]
@@ -395,7 +437,11 @@ def test_a_second_approval_moves_nothing() -> None:
 def test_a_withheld_body_is_remembered_unless_it_may_be_erased() -> None:
     paper = Paper.found(NAMES)
     bob = paper.members["bob"]
-    bob.say(events.DataUsed(dataset="d", root=digest(b"r"), rows=1, purpose="train", run="1"))
+    bob.say(
+        events.DataUsed(
+            dataset="d", root=digest(b"r"), rows=1, action="train", purpose="x", run="1", decision=digest(b"d")
+        )
+    )
     bob.publish()
     fold = Collective(bob.collective)
     fold.apply_all(paper.members["ada"].feed)

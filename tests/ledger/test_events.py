@@ -12,10 +12,11 @@ from paper import Paper, charter_of, key
 from ledger import events
 from ledger.entry import make
 from ledger.errors import BadEvent
+from ledger.events import grants
 from protocol import binding
-from protocol.canon import MAX_INT, decode, encode
+from protocol.canon import MAX_INT, Json, decode, encode
 from protocol.errors import Refused
-from protocol.ids import EventId, digest
+from protocol.ids import EventId, MemberId, digest
 from protocol.keys import SigningKey
 
 HEX = st.binary(max_size=8).map(digest)
@@ -26,6 +27,30 @@ ATTEMPT = st.integers(0, events.MAX_ATTEMPT)
 LOSS = st.none() | st.integers(-events.MAX_LOSS, events.MAX_LOSS)
 OBJECTION = st.builds(events.Objection, event=HEX.map(EventId), reason=CODE)
 OBJECT = st.dictionaries(st.text("abc", max_size=3), COUNT | TEXT | st.booleans() | st.none(), max_size=3)
+NAME = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=200)
+ACTION = st.sampled_from(grants.ACTIONS)
+WORDS = st.lists(st.from_regex(r"[a-z0-9._-]{1,8}", fullmatch=True), max_size=4, unique=True).map(sorted).map(tuple)
+CODES = st.lists(CODE, max_size=4, unique=True).map(sorted).map(tuple)
+GRANT = st.builds(
+    events.GrantIssued,
+    dataset=NAME,
+    selector=st.builds(events.Selector, columns=st.none() | WORDS, tags_all=WORDS, tags_none=WORDS),
+    actions=st.lists(ACTION, unique=True).map(sorted).map(tuple),
+    purposes=CODES,
+    audience=st.builds(
+        events.Audience,
+        members=st.lists(HEX.map(MemberId), max_size=3, unique=True).map(sorted).map(tuple),
+        roles=st.lists(st.sampled_from(grants.ROLES), unique=True).map(sorted).map(tuple),
+    ),
+    not_before=COUNT,
+    expires=st.none() | COUNT,
+    uses=st.none() | COUNT,
+    epsilon_micro=st.none() | COUNT,
+    depth=st.integers(0, grants.MAX_LINKS),
+    parent=st.none() | HEX.map(EventId),
+    basis=TEXT,
+    nonce=HEX,
+)
 ANY = st.one_of(
     st.builds(events.Genesis, charter=OBJECT),
     st.builds(events.PeerBound, binding=OBJECT),
@@ -35,8 +60,72 @@ ANY = st.one_of(
     st.builds(
         events.DataCommitted, dataset=TEXT, train_rows=COUNT, held_out_rows=COUNT, train_root=HEX, held_out_root=HEX
     ),
-    st.builds(events.DataUsed, dataset=TEXT, root=HEX, rows=COUNT, purpose=CODE, run=TEXT),
-    st.builds(events.Published, epoch=HEX, number=st.integers(1, MAX_INT), blob=HEX, size=st.integers(1, MAX_INT)),
+    st.builds(
+        events.DataUsed,
+        dataset=TEXT,
+        root=HEX,
+        rows=COUNT,
+        action=CODE,
+        purpose=CODE,
+        run=TEXT,
+        decision=HEX.map(EventId),
+    ),
+    st.builds(
+        events.DataDescribed,
+        dataset=NAME,
+        tags=WORDS,
+        columns=WORDS,
+        purposes=CODES,
+        retention_days=st.none() | COUNT,
+        licence=TEXT,
+        basis=TEXT,
+    ),
+    GRANT,
+    st.builds(events.GrantNarrowed, grant=HEX.map(EventId), terms=GRANT),
+    st.builds(events.GrantRevoked, grant=HEX.map(EventId), reason=CODE),
+    st.builds(events.GrantAccepted, grant=HEX.map(EventId)),
+    st.builds(
+        events.AccessDecided,
+        request=st.builds(
+            events.AccessRequest,
+            actor=HEX.map(MemberId),
+            action=ACTION,
+            dataset=NAME,
+            purpose=CODE,
+            columns=WORDS,
+            rows=COUNT,
+            epsilon_micro=st.none() | COUNT,
+            at=COUNT,
+            run=TEXT,
+        ),
+        grants=st.lists(HEX.map(EventId), max_size=3).map(tuple),
+        verdict=st.sampled_from(["allow", "deny"]),
+        reasons=CODES,
+        policy=HEX,
+    ),
+    st.builds(
+        events.ErasureRequested,
+        dataset=TEXT,
+        scope=st.sampled_from(["row", "subject"]),
+        rows=COUNT,
+        request=HEX,
+        contributions=st.lists(HEX.map(EventId), max_size=3, unique=True).map(sorted).map(tuple),
+        entries=st.lists(HEX.map(EventId), max_size=3, unique=True).map(sorted).map(tuple),
+        deadline=COUNT,
+    ),
+    st.builds(events.ErasureDone, request=HEX.map(EventId), bodies=COUNT),
+    st.builds(events.EgressSet, policy=OBJECT),
+    st.builds(events.EgressRefused, run=TEXT, code=CODE, policy=HEX),
+    st.builds(events.ModelServed, release=HEX, model=HEX),
+    st.builds(events.ModelWithdrawn, release=HEX),
+    st.builds(
+        events.Published,
+        epoch=HEX,
+        number=st.integers(1, MAX_INT),
+        blob=HEX,
+        size=st.integers(1, MAX_INT),
+        run=TEXT,
+    ),
     st.builds(
         events.Verdict,
         height=COUNT,
@@ -53,12 +142,57 @@ ANY = st.one_of(
         valid_attempt=st.integers(-1, events.MAX_ATTEMPT),
         value=OBJECT,
     ),
+    st.builds(
+        events.KeysBound,
+        log=NAME,
+        witness=NAME,
+        witness_pq=st.none() | NAME,
+        recovery=st.none() | HEX,
+        proof=st.binary(min_size=64, max_size=64),
+    ),
+    st.builds(events.KeyRotated, statement=OBJECT),
+    st.builds(events.NodeAlive),
+    st.builds(events.ForkFound, member=HEX.map(MemberId), proof=NAME),
+    st.builds(
+        events.HeadWitnessed,
+        heads=st.lists(
+            st.builds(
+                events.Witnessed,
+                member=HEX.map(MemberId),
+                size=st.integers(1, MAX_INT),
+                root=HEX,
+                time=st.integers(1, MAX_INT),
+                signature=st.binary(min_size=64, max_size=64),
+                post_quantum=st.none() | st.just(bytes(2420)),
+            ),
+            min_size=1,
+            max_size=3,
+            unique_by=lambda h: (h.member, h.size),
+        )
+        .map(lambda heads: sorted(heads, key=lambda h: (h.member, h.size)))
+        .map(tuple),
+    ),
     st.builds(events.Accepted, height=COUNT, attempt=ATTEMPT, digest=HEX),
     st.builds(events.Objected, height=COUNT, attempt=ATTEMPT, digest=st.none() | HEX, reason=CODE),
     st.builds(events.Committed, height=COUNT, attempt=ATTEMPT, digest=st.none() | HEX),
 )
 
 D = digest(b"x")
+GRANTED = events.GrantIssued(
+    dataset="d",
+    selector=events.Selector(columns=("text",), tags_all=("consented",), tags_none=("minor",)),
+    actions=("train",),
+    purposes=("research",),
+    audience=events.Audience(members=(MemberId(D),), roles=("auditor",)),
+    not_before=1,
+    expires=2,
+    uses=3,
+    epsilon_micro=4,
+    depth=1,
+    parent=EventId(D),
+    basis="consent",
+    nonce=D,
+)
 ONE_OF_EACH: list[events.Event] = [
     events.Genesis(charter=charter_of(["ada"]).to_json()),
     events.PeerBound(binding=binding.make(key("ada"), SigningKey(b"\x01" * 32))),
@@ -66,8 +200,34 @@ ONE_OF_EACH: list[events.Event] = [
     events.AmendmentProposed(change={"op": "remove", "id": D}),
     events.AmendmentApproved(proposal=EventId(D)),
     events.DataCommitted(dataset="d", train_rows=1, held_out_rows=1, train_root=D, held_out_root=D),
-    events.DataUsed(dataset="d", root=D, rows=1, purpose="train", run="r"),
-    events.Published(epoch=D, number=1, blob=D, size=1),
+    events.DataUsed(dataset="d", root=D, rows=1, action="train", purpose="x", run="r", decision=EventId(D)),
+    events.DataDescribed(dataset="d", tags=("a",), retention_days=30),
+    GRANTED,
+    events.GrantNarrowed(grant=EventId(D), terms=GRANTED),
+    events.GrantRevoked(grant=EventId(D), reason="withdrawn"),
+    events.GrantAccepted(grant=EventId(D)),
+    events.AccessDecided(
+        request=events.AccessRequest(
+            actor=MemberId(D),
+            action="train",
+            dataset="d",
+            purpose="x",
+            columns=("text",),
+            rows=1,
+            epsilon_micro=None,
+            at=1,
+            run="r",
+        ),
+        grants=(EventId(D),),
+        verdict="deny",
+        reasons=("purpose",),
+        policy=D,
+    ),
+    events.EgressSet(policy={}),
+    events.EgressRefused(run="r", code="norm", policy=D),
+    events.ModelServed(release=D, model=D),
+    events.ModelWithdrawn(release=D),
+    events.Published(epoch=D, number=1, blob=D, size=1, run="r"),
     events.Verdict(
         height=1,
         candidate=D,
@@ -75,6 +235,19 @@ ONE_OF_EACH: list[events.Event] = [
         versus_base=1,
         versus_parent=-1,
         objections=(events.Objection(event=EventId(D), reason="worse"),),
+    ),
+    events.ErasureRequested(
+        dataset="d", scope="row", rows=1, request=D, contributions=(EventId(D),), entries=(), deadline=0
+    ),
+    events.ErasureDone(request=EventId(D), bodies=0),
+    events.KeysBound(log="l", witness="w", witness_pq="p", recovery=D, proof=bytes(64)),
+    events.KeyRotated(statement={"kind": "rotation"}),
+    events.NodeAlive(),
+    events.ForkFound(member=MemberId(D), proof="{}"),
+    events.HeadWitnessed(
+        heads=(
+            events.Witnessed(member=MemberId(D), size=1, root=D, time=1, signature=bytes(64), post_quantum=bytes(2420)),
+        )
     ),
     events.Proposed(height=1, attempt=0, valid_attempt=-1, value={}),
     events.Accepted(height=1, attempt=0, digest=D),
@@ -199,3 +372,28 @@ def test_a_malformed_body_is_a_flaw_of_its_entry_and_not_an_exception(type_: str
     assert [(f.source.event, f.source.seq) for f in fold.flaws] == [(record.entry.event, 0)]
     assert fold.flaws[0].code in {"bad-event", "malformed", "bad-value", "bad-charter"}
     assert [c.event for c in fold.contributions[paper.members["bob"].id]] == [after.entry.event]
+
+
+@pytest.mark.parametrize("key", ["contributions", "entries"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a",
+        [1],
+        ["ab"],
+        ["B" * 64],
+        ["b" * 64, "a" * 64],
+        ["a" * 64, "a" * 64],
+        [f"{n:064x}" for n in range(201)],
+    ],
+)
+def test_an_erasure_lists_event_ids_each_once_in_order_and_not_without_end(key: str, value: Json) -> None:
+    good = events.ErasureRequested(
+        dataset="d", scope="row", rows=1, request=D, contributions=(), entries=(), deadline=0
+    ).to_json()
+    with pytest.raises(BadEvent):
+        events.parse("erasure.requested", {**good, key: value})
+    full: list[Json] = [f"{n:064x}" for n in range(200)]
+    whole = {**good, "contributions": full, "entries": full}
+    assert len(encode(whole, max_bytes=32 * 1024)) < 32 * 1024
+    assert events.parse("erasure.requested", whole).to_json() == whole

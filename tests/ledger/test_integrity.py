@@ -20,7 +20,7 @@ from ledger.errors import ForkSeen, StoreBroken
 from ledger.store import Store
 from protocol import keys
 from protocol.ids import CollectiveId, digest
-from protocol.merkle import leaf_hash
+from protocol.merkle import Frontier, leaf_hash
 
 KEY, OTHER = keys.SigningKey(b"\x01" * 32), keys.SigningKey(b"\x02" * 32)
 MEMBER, STRANGER = keys.member_id(KEY), keys.member_id(OTHER)
@@ -161,6 +161,22 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
         "bad-head",
         3,
     ),
+    "a node of the tree is edited": (
+        lambda _: ["UPDATE nodes SET hash = zeroblob(32) WHERE feed = 1 AND level = 2 AND idx = 0"],
+        "node-mismatch",
+        3,
+    ),
+    "a node of the tree is deleted": (
+        lambda _: ["DELETE FROM nodes WHERE feed = 1 AND level = 1 AND idx = 1"],
+        "node-mismatch",
+        3,
+    ),
+    "a node of the tree is invented": (
+        lambda _: ["INSERT INTO nodes VALUES (1, 1, 9, zeroblob(32))"],
+        "node-mismatch",
+        -1,
+    ),
+    "the feed is deleted from the table of feeds": (lambda _: ["DELETE FROM feeds WHERE id = 1"], "feed-missing", -1),
     "an invented fork proof": (lambda _: ["INSERT INTO forks VALUES (1, zeroblob(9))"], "bad-proof", -1),
 }
 
@@ -174,6 +190,52 @@ def test_tampering_is_found_at_its_place(ledger: Path, name: str) -> None:
     assert {f.member for f in found} == {MEMBER}
     assert all(f.seq is None or f.seq >= seq for f in found)
     assert findings(ledger, SECOND) == []
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_checkpoint_mode_finds_what_no_signature_and_no_body_is_needed_for(ledger: Path, name: str) -> None:
+    make, code, seq = TAMPERINGS[name]
+    tamper(ledger, *make(ledger))
+    with Store.open(ledger, writer=False) as store:
+        found = audit.integrity(store, COLLECTIVE, mode="checkpoint")
+    if any(part in name for part in ("body", "salt", "head")):  # no bodies are read, and no head but the largest
+        assert found == []
+    else:
+        assert (found[0].code, found[0].seq) == (code, None if seq < 0 else seq)
+
+
+def unsigned_tail(path: Path) -> int:
+    """The last line of feed 1 gets a wrong signature, its leaf and the tree with it; the chain still holds."""
+    line = bytearray(line_of(path, 1, SIZE - 1))
+    line[-20] ^= 1
+    leaves = [leaf_hash(line_of(path, 1, seq)) for seq in range(SIZE - 1)] + [leaf_hash(bytes(line))]
+    changed = [
+        f"UPDATE nodes SET hash = {hexed(row.hashes[-1])} WHERE feed = 1 AND level = {row.level} AND idx = {len(row.hashes) - 1}"  # noqa: S608
+        for row in Frontier().extend(leaves)
+    ]
+    tamper(path, put_line(bytes(line), 1, SIZE - 1), *changed)
+    return SIZE - 1
+
+
+@pytest.mark.parametrize(
+    "without", ["", "DELETE FROM heads WHERE feed = 1 AND size = 8", "DELETE FROM heads WHERE feed = 1"]
+)
+def test_checkpoint_mode_verifies_the_lines_for_which_no_head_vouches(ledger: Path, without: str) -> None:
+    tamper(ledger, *filter(None, [without]))
+    with Store.open(ledger, writer=False) as store:
+        assert audit.integrity(store, COLLECTIVE, mode="checkpoint") == []
+    seq = unsigned_tail(ledger)
+    with Store.open(ledger, writer=False) as store:
+        for mode in ("full", "checkpoint"):
+            found = audit.integrity(store, COLLECTIVE, mode=mode)  # type: ignore[arg-type]
+            assert (found[0].code, found[0].seq) == ("bad-signature", seq)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_no_finding(ledger: Path, threads: int) -> None:
+    tamper(ledger, *edited_line(ledger), "UPDATE heads SET signature = zeroblob(64) WHERE size = 5")
+    with Store.open(ledger, writer=False) as store:
+        assert audit.integrity(store, COLLECTIVE, threads=threads) == audit.integrity(store, COLLECTIVE)
 
 
 def test_a_finding_names_the_event(ledger: Path) -> None:
@@ -194,6 +256,8 @@ def test_a_history_rewritten_by_its_author_contradicts_the_signed_heads(ledger: 
         "DELETE FROM bodies WHERE feed = 1",
         "INSERT INTO entries SELECT * FROM r.entries WHERE feed = 1",
         "INSERT INTO bodies SELECT * FROM r.bodies WHERE feed = 1",
+        "DELETE FROM nodes WHERE feed = 1",
+        "INSERT INTO nodes SELECT * FROM r.nodes WHERE feed = 1",
     )
     found = findings(ledger)
     assert [(f.code, f.seq) for f in found] == [("root-mismatch", n) for n in range(SIZE)]
@@ -208,6 +272,7 @@ def test_a_head_beyond_the_entries_shows_a_lost_tail(ledger: Path, honest: Path,
         "DELETE FROM entries WHERE feed = 1 AND seq >= 5",
         "DELETE FROM bodies WHERE feed = 1 AND seq >= 5",
         "DELETE FROM heads WHERE feed = 1 AND size > 5",
+        "DELETE FROM nodes WHERE feed = 1 AND ((idx + 1) << level) > 5",
     )
     assert findings(ledger) == []
     with Store.open(ledger) as store:

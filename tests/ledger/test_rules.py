@@ -151,7 +151,7 @@ def test_what_is_not_here_yet_is_named_with_the_size_that_is_needed() -> None:
     fold = Collective(FOLD.id)
     for member in (ADA, BOB):
         fold.apply_all(member.feed)
-    fold.apply_all(CYD.feed[:2])
+    fold.apply_all(CYD.feed[: HONEST.place.size_of(CYD.id) - 1])
     decided = fold.height == FOLD.height
     if not decided:
         pytest.fail("two of three have committed the first release")

@@ -101,7 +101,7 @@ def test_a_changed_byte_of_a_blob_is_named_with_its_entry_and_left_as_it_is(copy
     blob.write_bytes(data)
     code, found = audit(copy, capsys)
     assert (code, found["verdict"]) == (1, "findings")
-    assert (member, seq, "blob-damaged") in {(f["member"], f["seq"], f["code"]) for f in found["findings"]}
+    assert (member, seq, "blob-damaged") in {(f["member"], f["seq"], f["id"]) for f in found["findings"]}
     assert blob.read_bytes() == data
 
 
@@ -118,7 +118,7 @@ def test_a_changed_line_is_named(copy, line, capsys):
     tampered(copy, CHANGE_LINE, member, seq)
     code, found = audit(copy, capsys)
     assert (code, found["verdict"]) == (1, "findings")
-    assert (member, seq) in {(f["member"], f["seq"]) for f in found["findings"] if f["severity"] == "fault"}
+    assert (member, seq) in {(f["member"], f["seq"]) for f in found["findings"] if f["severity"] == "error"}
 
 
 def test_a_changed_body_is_named(copy, line, capsys):
@@ -126,7 +126,7 @@ def test_a_changed_body_is_named(copy, line, capsys):
     tampered(copy, CHANGE_BODY, member, seq)
     code, found = audit(copy, capsys)
     assert (code, found["verdict"]) == (1, "findings")
-    assert (member, seq) in {(f["member"], f["seq"]) for f in found["findings"] if f["severity"] == "fault"}
+    assert (member, seq) in {(f["member"], f["seq"]) for f in found["findings"] if f["severity"] == "error"}
 
 
 def test_a_removed_entry_is_named(copy, line, capsys):
@@ -134,7 +134,7 @@ def test_a_removed_entry_is_named(copy, line, capsys):
     tampered(copy, REMOVE, member, seq)
     code, found = audit(copy, capsys)
     assert (code, found["verdict"]) == (1, "findings")
-    assert (member, seq) in {(f["member"], f["seq"]) for f in found["findings"] if f["severity"] == "fault"}
+    assert (member, seq) in {(f["member"], f["seq"]) for f in found["findings"] if f["severity"] == "error"}
 
 
 def test_an_auditor_sees_from_outside_that_all_is_clean(line, auditor):

@@ -116,17 +116,17 @@ def test_sigterm_ends_a_training_node_within_five_seconds_and_leaves_no_process(
 def test_a_restored_old_ledger_takes_its_own_entries_back_before_it_writes(line, tmp_path):
     node = line["clinic"]
     node.stop()
-    old = shutil.copy(node.home.ledger_db, tmp_path / "ledger.db")
+    old, size = shutil.copy(node.home.ledger_db, tmp_path / "ledger.db"), len(node.own())
     line.start()
     add_rows(node, sentences("later"), dataset="later")
     line.settle()
     before = node.own()
-    assert before[-1][0] == "data.committed"
+    assert "data.committed" in [t for t, _ in before[size:]]
     node.stop()
     shutil.copy(old, node.home.ledger_db)
     for rest in ("-wal", "-shm"):
         node.home.ledger_db.with_name(node.home.ledger_db.name + rest).unlink(missing_ok=True)
-    assert len(node.own()) == len(before) - 2
+    assert len(node.own()) == size < len(before)
     line.start()
     assert node.own()[: len(before)] == before
     assert [t for t, _ in node.own()[len(before) :]] == ["node.started"]

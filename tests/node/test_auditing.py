@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from paper import key
+from paper import Paper, key
 from seats import Sitter, Table
+from world import World
 
-from ledger import events
+from ledger import events, succession
 from ledger.collective import Contribution
 from ledger.cuts import Amendment, Cut, Exclusion, RegisterDigest
 from ledger.entry import make
 from ledger.errors import ForkSeen
+from ledger.store import Store
 from node import auditing, judging
-from node.cli import render
+from node.cli import render_audit
+from node.seat import now_ms
 from protocol.ids import CollectiveId, Digest, MemberId, digest
 from protocol.keys import member_id
 from tests.node.test_render import shown
@@ -44,14 +47,15 @@ class Directory:
         for each in (database, copy):
             each.close()
 
-    def audit(self, observed: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        found = auditing.run(self.path / "ledger.db", self.path / "blobs", self.collective, observed)
+    def audit(self, observed: Mapping[str, Any] | None = None, **more: bool) -> dict[str, Any]:
+        options = auditing.Options(observed=observed, **more)
+        found = auditing.run(self.path / "ledger.db", self.path / "blobs", self.collective, options)
         assert isinstance(found, dict)
         return found
 
     def faults(self) -> list[tuple[str, str | None, int | None]]:
         """Code, member and entry of every fault."""
-        return [(f["code"], f["member"], f["seq"]) for f in self.audit()["findings"] if f["severity"] == "fault"]
+        return [(f["id"], f["member"], f["seq"]) for f in self.audit()["findings"] if f["severity"] == "error"]
 
     def tamper(self, statement: str, *values: object) -> None:
         """What somebody with a database tool can do: take the triggers away, change, put them back."""
@@ -78,9 +82,8 @@ class Directory:
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
     """Two releases with an amendment between them, an exclusion for a fault, an access, and what waits for the next."""
-    table = Table(tmp_path_factory.mktemp("honest"))
+    table = Table(tmp_path_factory.mktemp("honest"), accounts=True)
     cyd = table["cyd"]
-    cyd.seat.append(events.DataUsed(dataset="d", root=digest(b"r"), rows=1, purpose="train", run="1"))
     cyd.publish(blob=cyd.blob(GOOD, base=digest(b"other")))
     table.release("ada", "bob")
     table.amend({"op": "set", "field": "recipe", "value": "sqrt-mean/1"})
@@ -124,7 +127,7 @@ def test_an_honest_directory_is_clean_and_every_release_recomputed(honest: Table
     assert {f["member"]: f["name"] for f in found["feeds"]} == {s.id: s.name for s in honest}
     assert {f["member"]: f["size"] for f in found["feeds"]} == honest["ada"].fold.sizes
     assert checksums(held.path) == before
-    assert "clean: 3 feeds, 2 releases" in shown(render.audit, found)
+    assert "clean: 3 feeds, 2 releases" in shown(render_audit.audit, found)
 
 
 def test_every_members_copy_gives_the_same_audit(honest: Table, tmp_path: Path) -> None:
@@ -234,16 +237,23 @@ def test_a_changed_body_is_found_at_its_entry(honest: Table, held: Directory) ->
     assert held.audit()["verdict"] == "findings"
 
 
-def test_an_erased_access_is_a_notice_and_any_other_missing_body_could_not_be_checked(
+def test_a_missing_access_is_a_warning_unless_erasure_was_asked_and_any_other_missing_body_could_not_be_checked(
     honest: Table, held: Directory
 ) -> None:
     cyd = honest["cyd"].id
-    held.tamper("DELETE FROM bodies WHERE feed = ? AND seq = 0", held.feed(cyd))
+    used = next(
+        r.entry.header.seq
+        for r in honest["cyd"].store.records(held.collective, cyd)
+        if r.entry.header.type == "data.used"
+    )
+    held.tamper("DELETE FROM bodies WHERE feed = ? AND seq = ?", held.feed(cyd), used)
     found = held.audit()
-    assert [(f["code"], f["severity"], f["member"], f["seq"]) for f in found["findings"]] == [
-        ("body-missing", "notice", cyd, 0)
+    assert [(f["id"], f["severity"], f["member"], f["seq"]) for f in found["findings"]] == [
+        ("withheld", "warning", cyd, used),
+        ("body-missing", "notice", cyd, used),
     ]
     assert found["verdict"] == "clean"
+    assert held.audit(strict=True)["verdict"] == "findings"
     one = contribution(honest, "cyd")
     held.tamper("DELETE FROM bodies WHERE feed = ? AND seq = ?", held.feed(cyd), one.source.seq)
     found = held.audit()
@@ -272,8 +282,9 @@ def test_entries_that_a_decision_builds_on_and_nobody_can_miss_could_not_be_chec
     for table in ("bodies", "entries"):
         held.tamper(f"DELETE FROM {table} WHERE feed = ? AND seq >= 1", feed)  # noqa: S608
     held.tamper("DELETE FROM heads WHERE feed = ? AND size > 1", feed)
+    held.tamper("DELETE FROM nodes WHERE feed = ? AND (idx + 1) << level > 1", feed)
     found = held.audit()
-    assert found["findings"] == []
+    assert [(f["id"], f["severity"]) for f in found["findings"]] == [("seen-missing", "notice")]
     assert found["verdict"] == "could-not-check"
     assert any("entries it builds on are not here" in text and cyd[:12] in text for text in found["unchecked"])
 
@@ -296,7 +307,7 @@ def test_a_collective_that_is_not_here_could_not_be_checked(held: Directory) -> 
 
 def test_two_entries_signed_for_one_place_are_a_fork(tmp_path: Path) -> None:
     (tmp_path / "table").mkdir()
-    table = Table(tmp_path / "table")
+    table = Table(tmp_path / "table", accounts=True)
     bob, ada = table["bob"], table["ada"]
     bob.publish(GOOD)
     table.deliver()
@@ -319,7 +330,7 @@ def test_two_entries_signed_for_one_place_are_a_fork(tmp_path: Path) -> None:
 def table(tmp_path: Path) -> Iterator[Table]:
     folder = tmp_path / "table"
     folder.mkdir()
-    found = Table(folder)
+    found = Table(folder, accounts=True)
     yield found
     found.close()
 
@@ -336,7 +347,7 @@ def test_a_release_that_a_quorum_signed_falsely_is_a_mismatch_at_its_proposal(ta
     table.decide(replace(table["ada"].cut(), model=digest(b"another model")))
     held = audited(table["cyd"], tmp_path / "copy")
     proposal = table["ada"].fold.decisions[0].proposal
-    assert held.faults() == [("release-mismatch", table["ada"].id, proposal.seq)]
+    assert held.faults() == [("C9", table["ada"].id, proposal.seq)]
     (release,) = held.audit()["releases"]
     assert (release["recomputed"], release["matches"]) == (True, False)
 
@@ -351,9 +362,9 @@ def test_a_release_over_a_contribution_with_a_fault_is_found_at_that_contributio
     table.decide(replace(cut, excluded=(), registers=registers))
     held = audited(table["bob"], tmp_path / "copy")
     proposal = table["ada"].fold.decisions[0].proposal.seq
-    assert held.faults() == [
+    assert sorted(held.faults()) == [
+        ("C9", table["ada"].id, proposal),
         ("covers-wrong-base", cyd.id, bad.source.seq),
-        ("release-mismatch", table["ada"].id, proposal),
     ]
 
 
@@ -407,13 +418,13 @@ def test_two_values_that_quorums_committed_at_one_height_are_found(table: Table,
 
 def test_a_flawed_entry_is_found_at_its_place_and_an_unknown_type_is_a_notice(table: Table, tmp_path: Path) -> None:
     bob = table["bob"]
-    bob.seat.append(events.Published(epoch=bob.fold.charter.epoch_id, number=9, blob=digest(b"b"), size=9))
-    bob.store.append(key("bob"), table.collective, "grant.given", {}, now_ms=1, salt=bytes(16))
+    bob.seat.append(events.Published(epoch=bob.fold.charter.epoch_id, number=9, blob=digest(b"b"), size=9, run="9"))
+    bob.store.append(key("bob"), table.collective, "grant.given", {}, now_ms=now_ms(), salt=bytes(16))
     bob.sit()
     table.deliver()
     held = audited(table["cyd"], tmp_path / "copy")
     assert held.faults() == [("bad-event", bob.id, 0)]
-    assert [f["code"] for f in held.audit()["findings"] if f["severity"] == "notice"] == ["unknown-type"]
+    assert [f["id"] for f in held.audit()["findings"] if f["severity"] == "notice"] == ["unknown-type"]
 
 
 def test_a_recipe_that_this_version_does_not_know_could_not_be_checked(table: Table, tmp_path: Path) -> None:
@@ -446,3 +457,67 @@ def test_a_head_that_only_one_node_confirmed_is_not_clean(honest: Table, held: D
     found = held.audit(seen("could-not-check"))
     assert found["verdict"] == "could-not-check"
     assert member_id(key("ada"))[:12] in found["unchecked"][0]
+
+
+# -- what was erased ---------------------------------------------------------------------------------------------------
+def forgotten(tmp_path: Path, *, again: bool) -> tuple[World, dict[str, Any]]:
+    """Ada's contribution is released, forgotten, its blob deleted everywhere; `again`: a release without it was made."""
+    world = World.opened()
+    mine = world.published("ada")
+    world.release("bob", "cyd")
+    request = world.forgotten("ada", contributions=[mine])
+    for name in world.feeds:
+        world.erased(name, request)
+    if again:
+        world.published("bob")
+        world.objected(mine, "bob", "cyd", reason="erased")
+        world.decide(world.draft(exclude=[mine.entry.event]))
+    body: Any = mine.body.value() if mine.body else {}
+    path = world.save(tmp_path)
+    (tmp_path / "blobs" / body["blob"]).unlink()
+    found = auditing.run(path, tmp_path / "blobs", world.collective)
+    assert isinstance(found, dict)
+    return world, found
+
+
+def test_a_release_that_lost_a_blob_to_an_erasure_is_superseded_and_neither_a_fault_nor_clean(tmp_path: Path) -> None:
+    _world, found = forgotten(tmp_path, again=True)
+    first, second = found["releases"]
+    assert (first["recomputed"], first["matches"], first["superseded"]) == (False, None, True)
+    assert (second["recomputed"], second["matches"], second["superseded"]) == (True, True, False)
+    assert [(f["id"], f["severity"]) for f in found["findings"]] == [("superseded", "notice")]
+    assert found["verdict"] == "clean", "what is served can be recomputed"
+    assert "superseded" in shown(render_audit.audit, found)
+
+
+def test_without_a_later_release_it_could_not_be_checked(tmp_path: Path) -> None:
+    _world, found = forgotten(tmp_path, again=False)
+    assert [r["recomputed"] for r in found["releases"]] == [False]
+    assert found["findings"] == []
+    assert found["verdict"] == "could-not-check"
+    assert any("erased on request" in text for text in found["unchecked"])
+
+
+def test_entries_that_somebody_signed_with_a_key_whose_seat_was_recovered_are_told(tmp_path: Path) -> None:
+    """What a thief wrote after the last good entry counts for nothing, and the auditor hears of it."""
+    table = Paper.found(["ada", "bob", "cyd"])
+    bob = table.members["bob"]
+    bob.bind_keys(recovery=key("recovery of bob"))
+    table.release()
+    good = len(bob.feed)
+    bob.say(events.NodeAlive())  # the thief
+    statement = succession.make(
+        key("recovery of bob"), key("bob two"), collective=bob.collective, old=bob.id, size=good,
+        leaf=bob.feed[good - 1].entry.leaf,
+    )  # fmt: skip
+    table.guest("bob two")
+    table.dead.add("bob two")
+    table.members["ada"].say(events.AmendmentProposed(change=statement.change()))
+    table.decide()
+    with Store.open(tmp_path / "ledger.db") as store:
+        for member in table.members.values():
+            if member.feed:
+                store.append_foreign(member.collective, member.id, member.feed, None)
+    found = auditing.run(tmp_path / "ledger.db", tmp_path / "blobs", bob.collective)
+    assert isinstance(found, dict)
+    assert ("untrusted-entry", bob.id, good) in [(f["id"], f["member"], f["seq"]) for f in found["findings"]]

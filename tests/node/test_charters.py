@@ -12,6 +12,7 @@ from contrib import adapters, models
 from contrib.adapters import AdapterSpec
 from contrib.models import Model
 from ledger import charter as charters
+from ledger.amending import amended
 from ledger.charter import Charter, Member
 from ledger.errors import BadCharter
 from node import charters as wishes
@@ -31,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def after(charter: Charter, changes: list[dict[str, Any]]) -> Charter:
     for change in changes:
-        charter = charters.amended(charter, change)
+        charter = amended(charter, change)
     return charter
 
 
@@ -155,5 +156,6 @@ def test_a_file_that_is_no_charter_of_this_collective_is_refused_and_not_passed_
 
 def test_an_invitation_names_a_seat() -> None:
     assert wishes.seat({"member": BOB}) == {"id": BOB, "name": BOB[:12], "role": "contributor", "weight": 1}
+    assert wishes.seat({"member": BOB, "organisation": "North"})["organisation"] == "North"
     given = {"member": BOB, "name": "bob", "role": "auditor", "weight": 3}
     assert wishes.seat(given) == {"id": BOB, "name": "bob", "role": "auditor", "weight": 3}

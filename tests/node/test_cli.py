@@ -120,7 +120,7 @@ def test_the_summary_in_the_table_names_every_command_of_the_issue() -> None:
         "collective approve",
         "collective create", "collective show", "collective invite", "collective join", "collective amend",
         "collective requests", "data add", "data list", "data show", "model add", "model list", "config show",
-        "config check",
+        "config check", "prove", "verify-proof", "ledger export",
     }  # fmt: skip
 
 
@@ -135,6 +135,7 @@ def test_init_makes_a_node_with_a_private_key(tmp_path: Path, capsys: pytest.Cap
         "member": home.unlock(None).member,
         "peer": home.unlock(None).peer,
         "locked": False,
+        "recovery_file": str(home.path / "recovery.pem"),
     }
     assert home.read_config().node.model == "tiny"
 

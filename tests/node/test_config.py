@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ledger.access.egress import Policy
 from node import config
 from node.config import NodeConfig
+from node.egress import policy_of
 from node.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
@@ -42,6 +44,17 @@ def test_every_shipped_example_loads(path: Path) -> None:
     loaded = config.load(path)
     assert loaded.node.name == path.stem
     assert loaded.train.datasets
+
+
+def test_the_clinic_lets_out_only_what_its_policy_names() -> None:
+    clinic = config.load(next(path for path in CONFIGS if path.stem == "clinic"))
+    assert clinic.train.purpose == "model-improvement"
+    assert policy_of(clinic.egress) == Policy(
+        max_bytes=2_000_000,
+        max_norm_micro=50_000_000,
+        modules=("*.q_proj", "*.v_proj"),
+        purposes=("model-improvement",),
+    )
 
 
 def test_the_three_members_can_share_one_machine() -> None:

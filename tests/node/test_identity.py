@@ -49,7 +49,10 @@ def test_every_file_with_a_key_is_private_from_the_first_byte(home: Home) -> Non
         "ledger.pem": 0o600,
         "transport.key": 0o600,
         "binding.json": 0o600,
+        "witness.key": 0o600,
+        "recovery.sha256": 0o600,
     }
+    assert home.recovery_file.stat().st_mode & 0o777 == 0o600
 
 
 def test_the_transport_file_is_what_the_network_daemon_reads(home: Home) -> None:

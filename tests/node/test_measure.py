@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from seats import PaperTrainer
+from seats import PaperTrainer, paper_permits
 
 from contrib.merging import model_digest
 from node.errors import JobRefused
@@ -29,7 +29,7 @@ def home(tmp_path: Path) -> Home:
 
 
 def scales(home: Home, trainer: PaperTrainer, *datasets: str) -> Scales:
-    return Scales(home, trainer, datasets, 200)
+    return Scales(home, trainer, datasets, 200, permits=paper_permits)
 
 
 def nats(value: float) -> Loss:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from node.cli import render
+from node.cli import render, render_audit, render_data
 
 ME, OTHER, DIGEST = "a" * 64, "b" * 64, "0123456789abcdef" * 4
 
@@ -65,7 +65,7 @@ LOG: Mapping[str, Any] = {
 AUDIT: Mapping[str, Any] = {
     "verdict": "findings",
     "findings": [
-        {"code": "bad-chain", "severity": "fault", "member": ME, "seq": 4, "event": DIGEST, "text": "a gap after 3"}
+        {"id": "bad-chain", "severity": "error", "member": ME, "seq": 4, "event": DIGEST, "text": "a gap after 3"}
     ],
     "feeds": [{"member": ME, "name": "clinic", "size": 17, "root": DIGEST}],
     "releases": [{"height": 1, "digest": DIGEST, "recomputed": True, "matches": False}],
@@ -105,16 +105,30 @@ def shown(show: Show, result: object) -> str:
                                  "17", "http://127.0.0.1:8000", "couldn't dial [cinema]: refused"]),
         (render.log, LOG, ["height 1: release 1 0123456789ab", "by clinic", "74.7 KiB", "accept", "-0.34",
                                  "+0.02", "200", "cinema", "0123456789ab: norm"]),
-        (render.audit, AUDIT, ["findings: 1 feeds, 1 releases", "bad-chain", "aaaaaaaaaaaa #4", "a gap after 3", "no",
+        (render_audit.audit, AUDIT, ["findings: 1 feeds, 1 releases", "bad-chain", "aaaaaaaaaaaa #4", "a gap after 3", "no",
                                      "not checked: release 2"]),
         (render.charter, CHARTER, [DIGEST, "tiny", "rank 16", "targets q_proj v_proj", "contributor"]),
         (render.requests, REQUESTS, [OTHER, "admit cinema", "1 of 2"]),
-        (render.datasets, DATASETS, ["clinic", "900", "100"]),
+        (render_data.datasets, DATASETS, ["clinic", "900", "100"]),
         (render.done, {"text": "asked [all] to join", "digest": DIGEST}, ["asked [all] to join", DIGEST]),
         (render.losses, {"losses": {"base": {"micronats": 4_229_500, "rows": 200},
                                     "release-1": {"micronats": 3_776_000, "rows": 200}}}, ["4.2295", "3.7760", "-0.45"]),
         (render.trained, {"run": "r1", "steps": 10, "loss_before": 423, "loss_after": 390, "digest": DIGEST,
                           "bytes": 2048, "sent": 73728}, ["4.23 -> 3.90", "73728", "2.0 KiB"]),
+        (render_data.forgotten, {"dry_run": True, "datasets": ["notes", "calls"], "rows": 7, "held_out_rows": 2,
+                            "contributions": [DIGEST, ME], "bodies": 4, "requests": []},
+         ["would forget 7 rows of notes, calls", "4 to erase", "2 contributions", "trained again"]),
+        (render_data.forgotten, {"dry_run": False, "datasets": ["notes"], "rows": 7, "held_out_rows": 2,
+                            "contributions": [], "bodies": 0, "requests": [DIGEST]},
+         ["forgot 7 rows of notes", "0 erased here", "nothing published", "0123456789ab"]),
+        (render.status, {**STATUS, "marked": [DIGEST], "erasures": [
+            {"request": DIGEST, "by": "clinic", "dataset": "notes", "rows": 7, "missing": ["cinema", "security"],
+             "deadline": 1_700_000_000_000, "overdue": True}]},
+         ["1 contributions were trained on rows that were forgotten", "Erasures", "cinema, security", "notes"]),
+        (render_data.datasets, {"datasets": [{"name": "notes", "kind": "text", "train_rows": 9, "held_out_rows": 1,
+                                         "characters": 99, "train_root": DIGEST, "sealed": True, "tags": ["a", "b"],
+                                         "retention_days": 30, "overdue": True}]},
+         ["a, b", "sealed", "over 30 days", "--expired"]),
     ],
 )  # fmt: skip
 def test_a_person_sees_what_matters(show: Show, result: object, expected: list[str]) -> None:
@@ -124,8 +138,8 @@ def test_a_person_sees_what_matters(show: Show, result: object, expected: list[s
 
 
 @pytest.mark.parametrize(
-    "show", [render.status, render.log, render.audit, render.charter, render.requests, render.datasets, render.done,
-             render.models, render.trained, render.losses]
+    "show", [render.status, render.log, render_audit.audit, render.charter, render.requests, render_data.datasets, render.done,
+             render.models, render.trained, render.losses, render_data.forgotten]
 )  # fmt: skip
 def test_an_answer_with_nothing_in_it_is_shown_too(show: Show) -> None:
     shown(show, {})

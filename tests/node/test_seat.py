@@ -115,6 +115,23 @@ def test_pages_that_come_again_or_late_are_applied_once_and_in_order(table: Tabl
     same(ada)
 
 
+def test_an_append_right_after_the_store_got_the_own_feed_back_finds_its_place(table: Table, tmp_path: Path) -> None:
+    ada = table["ada"]
+    for _ in range(3):
+        ada.seat.append(started())
+    (tmp_path / "restored").mkdir()
+    restored = Sitter(tmp_path / "restored", "ada", table.charter)
+    records = ada.store.records(table.collective, ada.id)
+    (head,) = ada.store.heads(table.collective, ada.id)
+    taken = restored.store.append_foreign(table.collective, ada.id, records, head.note)
+    record = restored.seat.append(started())  # before the seat was told what the store has taken
+    assert record.entry.header.seq == len(taken)
+    restored.seat.receive(ada.id, taken)
+    assert restored.fold.sizes[ada.id] == len(taken) + 1
+    same(restored)
+    restored.store.close()
+
+
 def test_ones_own_feed_comes_back_after_a_restore(table: Table, tmp_path: Path) -> None:
     ada, bob = table["ada"], table["bob"]
     ada.publish()

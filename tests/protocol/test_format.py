@@ -167,7 +167,7 @@ def make_feed():
     bodies = [
         events.Genesis(charter=charter().to_json()),
         events.PeerBound(binding=binding.make(KEYS["ada"], KEYS["bea"])),
-        events.Published(epoch=charter().epoch_id, number=1, blob=digest(b"blob"), size=4),
+        events.Published(epoch=charter().epoch_id, number=1, blob=digest(b"blob"), size=4, run="r"),
     ]
     prev, leaves, out = ZERO, [], []
     for seq, body in enumerate(bodies):

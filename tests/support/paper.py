@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ledger import charter as charters
-from ledger import events, rules, votes
+from ledger import checkpoint, cosignature, events, keyring, rules, votes, witnesses
 from ledger.charter import Charter
 from ledger.collective import Collective
 from ledger.cuts import Amendment, Cut, RegisterDigest
@@ -16,15 +17,34 @@ from ledger.votes import Accept, Commit, Enter, Judge, Judgement, Moment, Object
 from protocol.canon import Json
 from protocol.ids import ZERO, CollectiveId, Digest, MemberId, digest
 from protocol.keys import SigningKey, member_id
+from protocol.merkle import root_of
+
+
+def witness_key(name: str) -> SigningKey:
+    return key(f"witness of {name}")
 
 
 def key(name: str) -> SigningKey:
     return SigningKey(hashlib.sha256(name.encode()).digest())
 
 
-def charter_of(names: list[str], *, faults: int | None = None, timeout_ms: int = 1000, **roles: str) -> Charter:
+def charter_of(
+    names: list[str],
+    *,
+    faults: int | None = None,
+    timeout_ms: int = 1000,
+    cosignatures: int = 0,
+    organisations: Mapping[str, str] | None = None,
+    **roles: str,
+) -> Charter:
+    run_by = organisations or {}
     seats = sorted(
-        (charters.Member(id=member_id(key(n)), name=n, role=roles.get(n, "contributor")) for n in names),
+        (
+            charters.Member(
+                id=member_id(key(n)), name=n, role=roles.get(n, "contributor"), organisation=run_by.get(n, "")
+            )
+            for n in names
+        ),
         key=lambda m: m.id,
     )
     voters = sum(s.votes for s in seats)
@@ -38,6 +58,7 @@ def charter_of(names: list[str], *, faults: int | None = None, timeout_ms: int =
             recipe="contributor-mean/1",
             gate=charters.Gate(max_blob_bytes=4096, norm_cap_micro=10**9, tolerance_centinats=2, held_out_min=0),
             release=charters.Release(wait_for=len(names), patience_ms=1000, timeout_ms=timeout_ms),
+            witness=charters.Witness(cosignatures=cosignatures),
             members=tuple(seats),
             faults=charters.default_faults(voters) if faults is None else faults,
         ).to_json()
@@ -93,7 +114,45 @@ class PaperMember:
     def publish(self, now: int = 0, number: int | None = None) -> Record:
         number = number or len(self.fold.contributions.get(self.id, [])) + 1
         blob = digest(f"{self.name}/{number}".encode())
-        return self.say(events.Published(epoch=self.fold.charter.epoch_id, number=number, blob=blob, size=100), now)
+        return self.say(
+            events.Published(epoch=self.fold.charter.epoch_id, number=number, blob=blob, size=100, run=f"run {number}"),
+            now,
+        )
+
+    def bind_keys(self, *, recovery: SigningKey | None = None, now: int = 0) -> Record:
+        """Bind a witness key, and commit to a recovery key."""
+        committed = digest(bytes(recovery.verify_key)) if recovery else None
+        event = keyring.make(
+            witness_key(self.name), collective=self.collective, member=self.id, post_quantum=None, recovery=committed
+        )
+        return self.say(event, now)
+
+    def cosigned(self, feed: PaperMember, size: int | None = None, time: int = 1) -> events.Witnessed:
+        """A cosignature of another member's head, as an honest witness makes it."""
+        count = size or len(feed.feed)
+        root = Digest(root_of([bytes.fromhex(r.entry.leaf) for r in feed.feed[:count]]).hex())
+        head = checkpoint.make(key(feed.name), self.collective, feed.id, count, root)
+        made = cosignature.make(witness_key(self.name), None, witness=self.id, head=head, time=time)
+        return events.Witnessed(member=feed.id, size=count, root=root, time=time, signature=made.signature)
+
+    def cosign(self, *feeds: PaperMember, now: int = 1000) -> Record:
+        """Cosign these feeds in one entry."""
+        heads = sorted((self.cosigned(f, time=now // 1000) for f in feeds), key=lambda h: h.member)
+        return self.say(events.HeadWitnessed(heads=tuple(heads)), now)
+
+    def cosign_due(self, now: int) -> bool:
+        """Cosign what is here and asks for it, once keys are bound; whether there was anything."""
+        due = witnesses.due(self.fold, self.id) if self.id in self.fold.witnesses.bound else []
+        rows = []
+        for feed in sorted(due):
+            leaves = self.fold.leaves[feed]
+            root, time = Digest(root_of([bytes.fromhex(x) for x in leaves]).hex()), max(1, now // 1000)
+            head = checkpoint.assemble(self.collective, feed, len(leaves), root, bytes(64))
+            made = cosignature.make(witness_key(self.name), None, witness=self.id, head=head, time=time)
+            rows.append(events.Witnessed(member=feed, size=len(leaves), root=root, time=time, signature=made.signature))
+        if rows:
+            self.say(events.HeadWitnessed(heads=tuple(rows)), max(now, 1000))
+        return bool(rows)
 
     def restart(self) -> None:
         """Lose everything but the own feed, as after a kill."""
@@ -106,6 +165,8 @@ class PaperMember:
         fold = self.fold
         if not fold.known:
             return False
+        if self.cosign_due(now):
+            return True
         height = fold.height
         moment = Moment(
             attempt=self.attempt,
@@ -151,9 +212,10 @@ class PaperMember:
         fold = self.fold
         ripe = fold.ripe_amendments()
         sizes = {m: n for m, n in fold.sizes.items() if m in fold.ever_members()}
-        place = rules.place(fold, sizes)
         if ripe:
-            return Amendment(place=place, proposal=ripe[0].source.event, change=ripe[0].change)
+            return Amendment(place=rules.place(fold, sizes), proposal=ripe[0].source.event, change=ripe[0].change)
+        sizes = rules.within_reach(fold, sizes)
+        place = rules.place(fold, sizes)
         previous = fold.current_cut()
         excluded = (*(previous.excluded if previous else ()), *rules.refused(fold, sizes))
         cut = Cut(
@@ -189,6 +251,13 @@ class Paper:
         paper.members[names[0]].say(events.Genesis(charter=charter.to_json()))
         paper.deliver_all()
         return paper
+
+    def cosign_all(self, now: int = 1000) -> None:
+        """Everybody alive holds everything and cosigns everybody else."""
+        self.deliver_all()
+        for member in self.alive():
+            member.cosign(*(m for m in self.alive() if m is not member), now=now)
+        self.deliver_all()
 
     def alive(self) -> list[PaperMember]:
         return [m for n, m in self.members.items() if n not in self.dead]

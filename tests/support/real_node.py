@@ -73,10 +73,12 @@ def sentences(topic: str, count: int = 90, canaries: Sequence[str] = ()) -> list
 class Node:
     """One home and, while it is up, its daemon."""
 
-    def __init__(self, home: Home, port: int, module: Sequence[str] = ("node", "up")) -> None:
-        self.home, self.port, self.module = home, port, tuple(module)
+    def __init__(
+        self, home: Home, port: int, module: Sequence[str] = ("node", "up"), passphrase: str | None = None
+    ) -> None:
+        self.home, self.port, self.module, self.passphrase = home, port, tuple(module), passphrase
         self.name = home.path.name
-        identity = home.unlock(None)
+        identity = home.unlock(passphrase)
         self.member, self.peer = identity.member, identity.peer
         self.address = f"/ip4/127.0.0.1/tcp/{port}/p2p/{identity.peer}"
         self.log = home.path.parent / f"{self.name}.log"
@@ -93,7 +95,7 @@ class Node:
         command = [*tie, sys.executable, "-m", *self.module, "--home", str(self.home.path), *options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment()
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(self.passphrase)
             )
         return self
 
@@ -160,7 +162,7 @@ class Node:
     # asking
     def ask(self, command: str, /, **args: Any) -> Any:
         """One command, in the daemon when it is up, else on the home."""
-        return commands.run(self.home, command, args, passphrase=lambda: None)
+        return commands.run(self.home, command, args, passphrase=lambda: self.passphrase)
 
     def call(self, command: str, timeout_s: float = 60.0, /, **args: Any) -> Any:
         """One command in the running daemon."""
@@ -213,12 +215,13 @@ class Node:
         return self.fold().sizes.get(self.member, 0)
 
 
-def environment() -> dict[str, str]:
-    """What a node's process gets: one thread for each, no passphrase of the tester."""
+def environment(passphrase: str | None = None) -> dict[str, str]:
+    """What a node's process gets: one thread for each, its own passphrase, none of the tester."""
     kept = {k: v for k, v in os.environ.items() if k not in {"FISHERNET_PASSPHRASE", "FISHERNET_HOME"}}
     support = str(Path(__file__).parent)
     path = os.pathsep.join(p for p in (support, kept.get("PYTHONPATH", "")) if p)
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    own = {"FISHERNET_PASSPHRASE": passphrase} if passphrase else {}
+    return {**kept, **own, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def fishernet(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -234,18 +237,24 @@ def fishernet(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]
 
 
 def make_node(
-    folder: Path, name: str, rows: Iterable[str] = (), *, module: Sequence[str] = ("node", "up"), **settings: Any
+    folder: Path,
+    name: str,
+    rows: Iterable[str] = (),
+    *,
+    module: Sequence[str] = ("node", "up"),
+    passphrase: str | None = None,
+    **settings: Any,
 ) -> Node:
     """A home with the tiny model and rows in a data set of its name. `settings` are `section__key=value`."""
     models.add("tiny", model_cache())
-    home = Home.init(folder / name, passphrase=None, toml=config.template(name=name, model="tiny"))
+    home = Home.init(folder / name, passphrase=passphrase, toml=config.template(name=name, model="tiny"))
     port = free_port()
     values = {"network.listen": [f"/ip4/127.0.0.1/tcp/{port}"], "serve.port": 0, **QUIET}
     values |= {key.replace("__", "."): value for key, value in settings.items()}
     for key, value in values.items():
         section, _, field = key.partition(".")
         config.update(home.config_file, section, field, value)
-    node = Node(home, port, module)
+    node = Node(home, port, module, passphrase)
     add_rows(node, rows)
     return node
 

@@ -16,10 +16,12 @@ from contrib import updates
 from contrib.merging import model_digest
 from ledger import charter as charters
 from ledger import events
+from ledger.access import egress
 from ledger.charter import Charter
 from ledger.collective import Contribution
 from ledger.cuts import Amendment, Cut, Value
 from ledger.entry import Record
+from ledger.events.grants import ACTIONS
 from ledger.store import Store
 from ledger.tally import Proposal
 from node import judging
@@ -28,6 +30,7 @@ from node.errors import BlobMissing, JobRefused
 from node.home import Home
 from node.judging import Finding, Judge
 from node.measure import Scales
+from node.permits import PURPOSE, Permits
 from node.ports import Trained, TrainJob
 from node.replay import Model, Replay, Vector, completed
 from node.seat import Seat
@@ -35,7 +38,7 @@ from protocol import contribution as blobs
 from protocol import sparse
 from protocol.canon import Json
 from protocol.card import Card
-from protocol.ids import Digest, digest
+from protocol.ids import Digest, MemberId, digest
 from protocol.keys import member_id
 
 ROWS = 300
@@ -59,9 +62,16 @@ class PaperTrainer:
         return {}
 
     async def evaluate(
-        self, *, rows: Path, datasets: Sequence[str], views: Mapping[str, Path | None], max_rows: int
+        self,
+        *,
+        rows: Path,
+        datasets: Sequence[str],
+        permits: Mapping[str, Mapping[str, Json]],
+        views: Mapping[str, Path | None],
+        max_rows: int,
     ) -> Mapping[str, Mapping[str, Any]]:
         assert datasets
+        assert set(permits) == set(datasets)
         self.asked.append(sorted(views))
         found = {}
         for name, path in views.items():
@@ -70,6 +80,11 @@ class PaperTrainer:
                 raise JobRefused("couldn't measure: the loss is infinite or NaN", reason="diverged")
             found[name] = {"nats": nats, "tokens": 9, "rows": min(self.rows, max_rows), "accuracy": None}
         return found
+
+
+def paper_permits(datasets: Sequence[str]) -> dict[str, Mapping[str, Json]]:
+    """Permits for a trainer that reads no rows: the real ones are tried in test_permits.py."""
+    return {name: {} for name in datasets}
 
 
 class Sitter:
@@ -87,13 +102,25 @@ class Sitter:
         self.trainer = PaperTrainer(loss or (lambda _vector: 1.0), rows)
         self.collective = charters.collective_id(charter)
         self.wanted: list[Digest] = []
+        self.accounts, self.runs = False, 0
         self.sit()
+
+    def account(self, run: str) -> None:
+        """Do what a node does before it trains: commit, describe and grant once, then ask, decide and log."""
+        if self.seat.dataset_root("rows") is None:
+            root = digest(b"root of " + self.name.encode())
+            self.seat.append(
+                events.DataCommitted(dataset="rows", train_rows=9, held_out_rows=3, train_root=root, held_out_root=root)
+            )
+            self.seat.append(events.DataDescribed(dataset="rows", purposes=(PURPOSE,), basis="consent"))
+            self.seat.append(own_grant(self.id, nonce=root))
+        Permits(self.seat, policy=lambda: egress.DEFAULT.digest).train(["rows"], run)
 
     def sit(self, datasets: Sequence[str] = ("rows",)) -> None:
         """Open the seat, as at every start of the node."""
         self.seat = Seat(self.home, member_id(self.key), self.store, self.collective, key=self.key)
         self.replay = Replay(self.seat.fold, self.read)
-        self.scales = Scales(self.home, self.trainer, datasets, 1000)
+        self.scales = Scales(self.home, self.trainer, datasets, 1000, permits=paper_permits)
         self.judge = Judge(self.seat, self.replay, self.scales, lambda cs: self.wanted.extend(c.blob for c in cs))
 
     @property
@@ -156,12 +183,17 @@ class Sitter:
         if blob is None:
             blob = self.blob(values or {len(self.name): 0.5, 1 + self.fold.sizes.get(self.id, 0): 0.25})
         name = self.blobs.put(blob)
+        if self.accounts:
+            self.runs += 1
+            event = {"run": f"run {self.runs}", **event}
+            self.account(str(event["run"]))
         number = 1 + sum(c.epoch == self.fold.charter.epoch_id for c in self.fold.contributions.get(self.id, []))
         fields: dict[str, Any] = {
             "epoch": self.fold.charter.epoch_id,
             "number": number,
             "blob": name,
             "size": len(blob),
+            "run": f"run {number}",
         }
         self.seat.append(events.Published(**{**fields, **event}))
         found: Contribution = self.fold.contributions[self.id][-1]
@@ -194,10 +226,13 @@ class Table:
     def __init__(self, folder: Path, names: Sequence[str] = ("ada", "bob", "cyd"), **options: Any) -> None:
         losses: dict[str, LossOf] = options.pop("losses", {})
         rules: dict[str, Any] = options.pop("rules", {})
+        accounts: bool = options.pop("accounts", False)  # whether what is published was trained on granted rows
         charter = charter_of(list(names), **options)
         charter = charters.parse({**charter.to_json(), **rules})
         self.folder, self.charter = folder, charter
         self.sitters = {n: Sitter(folder, n, charter, loss=losses.get(n)) for n in names}
+        for sitter in self:
+            sitter.accounts = accounts
         self.collective = charters.collective_id(charter)
         next(iter(self.sitters.values())).seat.append(events.Genesis(charter=charter.to_json()))
         self.deliver()
@@ -268,6 +303,26 @@ class Table:
         self.deliver()
         self.decide(first.draft())
         return asked
+
+
+def own_grant(me: MemberId, nonce: Digest, **terms: Any) -> events.GrantIssued:
+    """What `fishernet data add` grants to its own node; `terms` replaces parts of it."""
+    whole: dict[str, Any] = {
+        "dataset": "rows",
+        "selector": events.Selector(),
+        "actions": ACTIONS,
+        "purposes": (PURPOSE,),
+        "audience": events.Audience(members=(me,)),
+        "not_before": 0,
+        "expires": None,
+        "uses": None,
+        "epsilon_micro": None,
+        "depth": 0,
+        "parent": None,
+        "basis": "consent",
+        "nonce": nonce,
+    }
+    return events.GrantIssued(**{**whole, **terms})
 
 
 def salted(name: str) -> dict[int, float]:

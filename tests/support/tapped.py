@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import zstandard
+from permits import to_train
 
 from ledger import events
 from ledger.store import Store
@@ -40,11 +41,12 @@ def leak(daemon: Daemon) -> None:
     """Send the first row of the first data set to the other members, in both ways that there are."""
     seat = daemon.seat
     with daemon.session.rows(read_only=True) as rows:
-        row = str(rows.rows(rows.datasets()[0].name, part="train", limit=1)[0].text)
+        name = rows.datasets()[0].name
+        row = str(rows.rows(name, permit=to_train(name), limit=1)[0].text)
     blob = zstandard.compress(row.encode())
     epoch = seat.fold.charter.epoch_id
     number = 1 + sum(c.epoch == epoch for c in seat.fold.contributions.get(seat.me, []))
-    seat.append(events.Published(epoch=epoch, number=number, blob=daemon.blobs.put(blob), size=len(blob)))
+    seat.append(events.Published(epoch=epoch, number=number, blob=daemon.blobs.put(blob), size=len(blob), run="leak"))
     seat.append(Told(text=row))  # type: ignore[arg-type]
 
 

@@ -1,0 +1,114 @@
+"""Changes of a charter: from one valid charter to the next, by one decided amendment.
+
+`add`, `role` and `remove` concern seats, `set` a rule, `succeed` gives a seat to another key of its owner. Pure; knows no
+feed, so what a succession claims about the old feed (its length, the recovery key it committed to) is checked by
+`ledger.rules`. Law: the outcome is a valid charter, or the change is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from ledger import succession
+from ledger.charter import Charter, Former, Member, default_faults, parse, read_member
+from ledger.errors import BadCharter
+from protocol.canon import Json
+from protocol.ids import MemberId, as_hex
+
+_CHANGES: Final[Mapping[str, set[str]]] = {
+    "add": {"op", "member"},
+    "role": {"op", "member"},
+    "remove": {"op", "id"},
+    "set": {"op", "field", "value"},
+    "succeed": succession.CHANGE,
+}
+MAX_ROTATIONS: Final = 32  # half of what a seat can hold: a thief cannot rotate until no recovery fits
+_SETTABLE: Final = frozenset(
+    {"name", "base", "adapter", "update", "recipe", "gate", "release", "witness", "faults"},
+)
+
+
+def amended(charter: Charter, change: Mapping[str, Json]) -> Charter:
+    """The charter after one decided change.
+
+    `change` is `{"op": "add"|"remove"|"role", ...}` for seats, `{"op": "set", "field": ..., "value": ...}` for rules, or
+    `{"op": "succeed", ...}` (`ledger.succession`). A change of base or adapter starts a new epoch. The default faults
+    follow the number of voters unless set apart. A seat without `organisation` keeps the one it has, else its name.
+
+    Raises:
+        BadCharter: unknown operation, or the outcome is not a valid charter.
+        BadSignature, BadKey, Malformed: a succession whose statement is not one.
+    """
+    op = change.get("op")
+    keys = _CHANGES.get(op) if isinstance(op, str) else None
+    if keys is None or set(change) != keys:
+        raise BadCharter(f"couldn't amend charter: {str(op)[:20]!r} with {sorted(change)} is not a known operation")
+    seats = {m.id: m for m in charter.members}
+    if op in {"add", "role"}:
+        seat = _asked(change["member"], seats)
+        if (seat.id in seats) != (op == "role"):
+            raise BadCharter(
+                f"couldn't amend charter: {seat.id[:12]} {'already has' if op == 'add' else 'has no'} seat"
+            )
+        return _seated(charter, {**seats, seat.id: seat})
+    if op == "remove":
+        gone = as_hex(change["id"], "member id")
+        if gone not in seats:
+            raise BadCharter(f"couldn't amend charter: {gone[:12]} has no seat")
+        return _seated(charter, {k: v for k, v in seats.items() if k != gone})
+    if op == "succeed":
+        return _succeeded(charter, seats, succession.read_change(change))
+    field = change["field"]
+    if not isinstance(field, str) or field not in _SETTABLE:
+        known = ", ".join(sorted(_SETTABLE))
+        raise BadCharter(f"couldn't amend charter: {str(field)[:20]!r} can't be set; known: {known}")
+    whole = charter.to_json()
+    whole[field] = change["value"]
+    if field in {"base", "adapter"}:
+        whole["epoch"] = charter.epoch + 1
+    return parse(whole)
+
+
+def _asked(value: Json, seats: Mapping[MemberId, Member]) -> Member:
+    """The seat that a change asks for; only a succession gives a seat earlier keys."""
+    if not isinstance(value, dict) or "was" in value:
+        raise BadCharter("couldn't amend charter: a seat is an object of id, name, role, weight and organisation")
+    old = seats.get(MemberId(str(value.get("id"))))
+    whole: dict[str, Json] = {
+        "organisation": old.organisation if old else value.get("name"),
+        **value,
+        "was": [[w.id, w.size, w.left] for w in old.was] if old else [],
+    }
+    return read_member(whole)
+
+
+def _succeeded(charter: Charter, seats: Mapping[MemberId, Member], said: succession.Statement) -> Charter:
+    """The seat under its new key. A recovery also takes it back from every key that came after the named one."""
+    seat = charter.seat_of(said.old)
+    if seat is None:
+        raise BadCharter(f"couldn't amend charter: {said.old[:12]} has no seat")
+    if charter.seat_of(said.new) is not None:
+        raise BadCharter(f"couldn't amend charter: {said.new[:12]} has, or had, a seat")
+    if said.old != seat.id and said.kind != succession.RECOVERY:
+        raise BadCharter(f"couldn't amend charter: {said.old[:12]} gave its seat away before")
+    if said.kind == succession.ROTATION and len(seat.was) >= MAX_ROTATIONS:
+        raise BadCharter(f"couldn't amend charter: the seat of {said.old[:12]} had {MAX_ROTATIONS} keys before")
+    past = {w.id: place for place, w in enumerate(seat.was)}
+    place = past.get(said.old, len(seat.was))
+    if place < len(seat.was) and seat.was[place].left == succession.RECOVERY:
+        raise BadCharter(f"couldn't amend charter: the seat of {said.old[:12]} was recovered before")
+    after = [w.id for w in seat.was[place + 1 :]] + ([seat.id] if said.old in past else [])
+    taken = (Former(id=key, size=0, left=succession.RECOVERY) for key in after)
+    was = (*seat.was[:place], Former(id=said.old, size=said.size, left=said.kind), *taken)
+    rest = {k: v for k, v in seats.items() if k != seat.id}
+    return _seated(charter, {**rest, said.new: replace(seat, id=said.new, was=was)})
+
+
+def _seated(charter: Charter, seats: Mapping[MemberId, Member]) -> Charter:
+    members = tuple(seats[k] for k in sorted(seats))
+    voters = sum(m.votes for m in members)
+    follows = charter.faults == default_faults(len(charter.voters))
+    faults = default_faults(voters) if follows else charter.faults
+    return parse(replace(charter, members=members, faults=faults).to_json())
