@@ -32,7 +32,8 @@ def shared() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files stay together on one worker, and all tests of the running line share one collective."""
+    """Files stay together on one worker, and all tests of the running line share one collective; they come first."""
+    items.sort(key=lambda item: item.path.parent.name != "line")  # the longest group, so that no worker waits for it
     for item in items:
         group = "line" if item.path.parent.name == "line" else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))

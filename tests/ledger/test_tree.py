@@ -37,7 +37,7 @@ def leaves(store: Store) -> list[bytes]:
     return [leaf_hash(line) for rows in store.raw_chunks(COLLECTIVE, MEMBER) for _, _, line, _ in rows]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=5), st.lists(st.integers(1, 70), min_size=1, max_size=5))
 def test_roots_and_proofs_come_from_disk_however_the_entries_came(
     tmp_path_factory: pytest.TempPathFactory, batches: list[int], pages: list[int]

@@ -79,6 +79,7 @@ def test_no_key_of_a_member_stands_in_any_feed(pair: Line) -> None:
             assert not any(form in ledger for form in forms)
 
 
+@pytest.mark.slow
 def test_a_run_on_rows_that_are_forgotten_meanwhile_is_thrown_away(pair: Line) -> None:
     ada = pair["ada"]
     pair.settle()

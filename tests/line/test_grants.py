@@ -55,6 +55,7 @@ def test_a_running_node_reads_rows_under_a_grant_and_stops_when_it_is_revoked(al
     assert len(published(node)) == 2
 
 
+@pytest.mark.slow
 def test_a_release_that_is_served_is_in_the_feed_once_over_a_restart(alone: tuple[Line, Node]) -> None:
     line, node = alone
     line.release()
@@ -66,6 +67,7 @@ def test_a_release_that_is_served_is_in_the_feed_once_over_a_restart(alone: tupl
     assert node.status()["ready"]
 
 
+@pytest.mark.slow
 def test_the_egress_policy_of_a_node_keeps_an_update_here_until_the_operator_lets_it_out(
     alone: tuple[Line, Node],
 ) -> None:

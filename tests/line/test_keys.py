@@ -11,6 +11,9 @@ from line import Line, published, running
 from real_node import Node, make_node, sentences, until
 
 NAMES = ("ada", "bob", "cyd")
+pytestmark = (
+    pytest.mark.slow
+)  # a minute; on paper and on disk the same is shown by the ledger's and the node's own tests
 
 
 @pytest.fixture(scope="module")
@@ -77,4 +80,4 @@ def test_a_stolen_key_is_revoked_through_another_member_and_the_home_goes_on_wit
     assert {c["cosignatures"] >= 1 for c in ada.call("log")["decisions"][-1]["contributions"]} == {True}
     audited = json.loads(ada.cli("audit", "--json").stdout)
     assert {(r["recomputed"], r["matches"]) for r in audited["releases"]} == {(True, True)}
-    assert not [f for f in audited["findings"] if not f["id"].startswith("C")], "the record itself is whole"
+    assert not [f for f in audited["findings"] if f["severity"] == "error"], "what the old key wrote late is a warning"
