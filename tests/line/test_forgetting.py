@@ -16,6 +16,7 @@ from node.rowkey import RowKey
 PERSON = "Canary Person-41d2"
 TEXT = "canary-row-77b0"
 PASSPHRASE = "a passphrase for bob"
+pytestmark = pytest.mark.slow  # real daemons; without them the same is shown by tests/node/test_erasing.py
 
 
 def rows(node: Node, *, about: int) -> None:
@@ -79,7 +80,6 @@ def test_no_key_of_a_member_stands_in_any_feed(pair: Line) -> None:
             assert not any(form in ledger for form in forms)
 
 
-@pytest.mark.slow
 def test_a_run_on_rows_that_are_forgotten_meanwhile_is_thrown_away(pair: Line) -> None:
     ada = pair["ada"]
     pair.settle()

@@ -15,6 +15,11 @@ from node.errors import ControlError
 from protocol.errors import FishernetError
 
 
+pytestmark = (
+    pytest.mark.slow
+)  # real daemons; without them the same is shown by tests/node/test_permits.py and test_egress.py
+
+
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[tuple[Line, Node]]:
     """A running collective of one that trains when it is told to."""
@@ -55,7 +60,6 @@ def test_a_running_node_reads_rows_under_a_grant_and_stops_when_it_is_revoked(al
     assert len(published(node)) == 2
 
 
-@pytest.mark.slow
 def test_a_release_that_is_served_is_in_the_feed_once_over_a_restart(alone: tuple[Line, Node]) -> None:
     line, node = alone
     line.release()
@@ -67,7 +71,6 @@ def test_a_release_that_is_served_is_in_the_feed_once_over_a_restart(alone: tupl
     assert node.status()["ready"]
 
 
-@pytest.mark.slow
 def test_the_egress_policy_of_a_node_keeps_an_update_here_until_the_operator_lets_it_out(
     alone: tuple[Line, Node],
 ) -> None:
