@@ -14,10 +14,7 @@ from node import config
 from node.errors import ControlError
 from protocol.errors import FishernetError
 
-
-pytestmark = (
-    pytest.mark.slow
-)  # real daemons; without them the same is shown by tests/node/test_permits.py and test_egress.py
+pytestmark = pytest.mark.slow  # real daemons; the same without them: tests/node/test_permits.py and test_egress.py
 
 
 @pytest.fixture
