@@ -245,11 +245,11 @@ class Daemon:
             await asyncio.sleep(_TICK_S)
 
     async def _watch(self) -> None:
-        """After every change: announce, fetch blobs, tell what was decided, serve what is new."""
+        """After every change: announce, erase what is asked, fetch blobs, tell what was decided, serve what is new."""
         while True:
             await self._next_change()
+            await self.sync.announce()  # first: nobody waits for a file that is written anew
             await erasing.tend(self.session)
-            await self.sync.announce()
             if self.seat.fold.known:
                 self.holdings.fetch(self.seat.fold.pending())
             for decision in self.seat.fold.decisions[self._decided :]:
