@@ -20,7 +20,6 @@ from ledger.facts import Asked, Contribution, Decision, Flaw
 from ledger.standing import Standing, leaf_at
 from ledger.tally import DoubleVote, Proposal, Source, Tally
 from protocol import binding as bindings
-from protocol import canon
 from protocol.errors import Refused
 from protocol.ids import MemberId
 
@@ -63,8 +62,7 @@ class Collective(Standing):
                 self.withheld.append(source)
             return
         try:
-            body = canon.decode(record.body.data, max_bytes=len(record.body.data))
-            self._take(source, events.parse(header.type, body))
+            self._take(source, events.parse(header.type, record.body.value()))
         except Refused as e:
             self.flaws.append(Flaw(source=source, code=e.code, text=str(e)))
             return

@@ -14,7 +14,6 @@ from typing import TypeVar
 from ledger import events
 from ledger.entry import Record
 from ledger.tally import Source
-from protocol import canon
 from protocol.errors import Refused
 from protocol.ids import Digest, EventId, MemberId
 
@@ -77,8 +76,7 @@ class Erasures:
         if record.body is None or header.type not in _READ:
             return
         try:
-            body = canon.decode(record.body.data, max_bytes=len(record.body.data))
-            self._take(source, events.parse(header.type, body))
+            self._take(source, events.parse(header.type, record.body.value()))
         except Refused:
             return  # the fold of the collective keeps it as a flaw
 

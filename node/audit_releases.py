@@ -13,7 +13,7 @@ from pathlib import Path
 from ledger import rules
 from ledger.collective import Collective, Contribution, Decision
 from ledger.cuts import Amendment, Cut
-from node.findings import ERROR, NOTICE, Finding
+from node.findings import ERROR, NOTICE, Finding, found_at
 from node.gate import Reject
 from node.replay import Missing, Replay, matches
 from protocol.canon import Json
@@ -92,17 +92,7 @@ class Releases:
 
     def _fault(self, id_: str, at: Decision | Contribution, text: str, *evidence: str) -> None:
         source = at.proposal if isinstance(at, Decision) else at.source
-        self.findings.append(
-            Finding(
-                id=id_,
-                severity=ERROR,
-                member=source.member,
-                seq=source.seq,
-                event=source.event,
-                evidence=(source.event, *evidence),
-                text=text,
-            )
-        )
+        self.findings.append(found_at(id_, source, text, *evidence))
 
     def _rules(self, decision: Decision) -> None:
         """The ledger's own rules for a decision, against the state just before it."""
@@ -172,18 +162,8 @@ class Releases:
                     "release without it is here"
                 )
                 continue
-            source = result.decision.proposal
-            self.findings.append(
-                Finding(
-                    id="superseded",
-                    severity=NOTICE,
-                    member=source.member,
-                    seq=source.seq,
-                    event=source.event,
-                    evidence=(source.event,),
-                    text=f"release {result.cut.number} is superseded, and can't be recomputed: a blob was erased on request",
-                )
-            )
+            text = f"release {result.cut.number} is superseded, and can't be recomputed: a blob was erased on request"
+            self.findings.append(found_at("superseded", result.decision.proposal, text, severity=NOTICE))
         return results
 
     def _exclusions(self, decision: Decision, cut: Cut) -> None:
@@ -207,16 +187,8 @@ class Releases:
         for contribution in (c for published in self._fold.contributions.values() for c in published):
             self._blobs.read(contribution.blob)
             if contribution.blob in self._blobs.damaged:
-                at = contribution.source
-                yield Finding(
-                    id="blob-damaged",
-                    severity=ERROR,
-                    member=at.member,
-                    seq=at.seq,
-                    event=at.event,
-                    evidence=(at.event, contribution.blob),
-                    text=f"the file of blob {contribution.blob[:12]} has other bytes than its digest says",
-                )
+                text = f"the file of blob {contribution.blob[:12]} has other bytes than its digest says"
+                yield found_at("blob-damaged", contribution.source, text, contribution.blob)
 
 
 def unconfirmed(observed: Mapping[str, Json] | None) -> Iterator[str]:

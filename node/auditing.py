@@ -26,7 +26,7 @@ from ledger.compliance.rules import RULES
 from ledger.compliance.signs import links, signs
 from ledger.store import Store
 from node.audit_releases import Blobs, Recomputed, Releases, unconfirmed
-from node.findings import ERROR, NOTICE, SEVERITIES, WARNING, Finding, of_integrity, of_rule, verdict
+from node.findings import ERROR, NOTICE, SEVERITIES, WARNING, Finding, found_at, of_integrity, of_rule, verdict
 from protocol.canon import Json
 from protocol.errors import FishernetError, Refused
 from protocol.ids import CollectiveId
@@ -218,20 +218,11 @@ def _limit(size: int, end: int | None) -> int:
 def _flagged(fold: Collective) -> Iterator[Finding]:
     """What the fold could not take as it stands."""
     for flaw in fold.flaws:
-        at = flaw.source
-        yield Finding(id=flaw.code, severity=ERROR, member=at.member, seq=at.seq, event=at.event, text=flaw.text)
+        yield found_at(flaw.code, flaw.source, flaw.text)
     for double in fold.double_votes:
-        at = double.second
         where = f"at height {double.height}, attempt {double.attempt}"
-        yield Finding(
-            id="double-vote",
-            severity=ERROR,
-            member=at.member,
-            seq=at.seq,
-            event=at.event,
-            evidence=(at.event, double.first.event),
-            text=f"two different votes {where}; the first is entry {double.first.seq}",
-        )
+        text = f"two different votes {where}; the first is entry {double.first.seq}"
+        yield found_at("double-vote", double.second, text, double.first.event)
     for was in (w for charter in fold.charters[-1:] for m in charter.members for w in m.was):
         if was.left == succession.RECOVERY and fold.sizes.get(was.id, 0) > was.size:
             yield Finding(
@@ -243,23 +234,16 @@ def _flagged(fold: Collective) -> Iterator[Finding]:
                 text=f"{fold.sizes[was.id] - was.size} entries were signed with a key after its owner had lost it",
             )
     for item in fold.witnesses.contradicting():
-        at, said = item.source, item.cosignature
-        yield Finding(
-            id="witness-contradicts",
-            severity=ERROR,
-            member=at.member,
-            seq=at.seq,
-            event=at.event,
-            evidence=(at.event, said.root),
-            text=f"it witnessed another history of {said.member[:12]} ({said.size} entries) than the one that is here",
-        )
+        said = item.cosignature
+        text = f"it witnessed another history of {said.member[:12]} ({said.size} entries) than the one that is here"
+        yield found_at("witness-contradicts", item.source, text, said.root)
     for member, finders in sorted(fold.forked.items()):
-        for at in finders.values():
+        for proof in finders.values():
             yield Finding(
                 id="fork",
                 severity=ERROR,
                 member=member,
-                event=at.event,
-                evidence=(at.event,),
-                text=f"the member signed two histories, as entry {at.seq} of {at.member[:12]} proves",
+                event=proof.event,
+                evidence=(proof.event,),
+                text=f"the member signed two histories, as entry {proof.seq} of {proof.member[:12]} proves",
             )

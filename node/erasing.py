@@ -64,13 +64,13 @@ class Eraser:
         self.deleting = threading.Lock()  # held while rows are deleted
 
     def catch_up(self) -> Erasures:
-        """The fold with everything that is stored now."""
+        """The fold with everything that the seat knows now."""
         seat = self._session.need_seat()
         if seat.fold.known:
             self.fold.earlier = {m.id: frozenset(w.id for w in m.was) for m in seat.fold.charter.members if m.was}
-        for member in seat.store.members(seat.collective):
-            while page := seat.store.records(seat.collective, member, self.fold.sizes.get(member, 0), PAGE):
-                for record in page:
+        for member, size in list(seat.fold.sizes.items()):  # nothing is read when nothing has grown
+            while (at := self.fold.sizes.get(member, 0)) < size:
+                for record in seat.store.records(seat.collective, member, at, PAGE):
                     self.fold.apply(record)
         return self.fold
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from ledger import audit
 from ledger.compliance import findings as compliance
+from ledger.tally import Source
 from protocol.canon import Json
 
 ERROR: Final = "error"
@@ -82,6 +83,19 @@ class Finding:
             "text": self.text,
             "advice": self.advice or _ADVICE.get(self.id, "" if self.severity == NOTICE else _TAMPERED),
         }
+
+
+def found_at(id_: str, source: Source, text: str, *evidence: str, severity: str = ERROR) -> Finding:
+    """A finding at the entry that `source` names; further evidence stands behind it."""
+    return Finding(
+        id=id_,
+        severity=severity,
+        member=source.member,
+        seq=source.seq,
+        event=source.event,
+        evidence=(source.event, *evidence),
+        text=text,
+    )
 
 
 def of_integrity(found: audit.Finding, leaf: str | None) -> Finding:

@@ -61,6 +61,10 @@ class Seat:
         for each in store.members(collective):
             self._replay(each)
         self._look_for_forks()
+        if key is not None:  # a stop may have come between a proof's arrival and the freezing
+            frozen = {fork.member for fork in store.forks(collective)}
+            for source in (s for m, by in self.fold.forked.items() if m not in frozen for s in by.values()):
+                self._learn_forks(store.records(collective, source.member, source.seq, 1))
 
     @property
     def collective(self) -> CollectiveId:

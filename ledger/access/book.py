@@ -121,8 +121,7 @@ class Book:
                 self.erased.setdefault(header.member, []).append(header.seq)
             return
         try:
-            body = canon.decode(record.body.data, max_bytes=len(record.body.data))
-            event = events.parse(header.type, body)
+            event = events.parse(header.type, record.body.value())
             if isinstance(event, events.KeyRotated):
                 said = succession.read(event.statement)
                 if (said.collective, said.old, said.kind) == (header.collective, header.member, succession.ROTATION):

@@ -228,6 +228,18 @@ def test_the_finder_of_a_fork_says_so_once_and_everybody_freezes_the_feed(table:
     assert cyd.fold.forked[bob.id].keys() == {ada.id}, "who only learnt of it does not repeat it"
 
 
+def test_a_proof_that_was_stored_just_before_a_stop_freezes_the_feed_at_the_next_start(table: Table) -> None:
+    ada, bob, cyd = table
+    bob.seat.append(events.NodeAlive())
+    table.deliver()
+    convict(table, "ada", "bob")
+    news = ada.store.records(table.collective, ada.id, cyd.fold.sizes[ada.id])
+    cyd.store.append_foreign(table.collective, ada.id, news, ada.store.heads(table.collective, ada.id)[0].note)
+    assert not cyd.store.forks(table.collective), "the node stopped here"
+    cyd.sit()
+    assert [f.member for f in cyd.store.forks(table.collective)] == [bob.id]
+
+
 def test_the_others_go_on_without_the_forked_feed(table: Table) -> None:
     ada, bob, cyd = table
     for sitter in table:
