@@ -1,6 +1,6 @@
 """A child process that answers jobs: JSON lines in, JSON events out, started on use, started again after a death.
 
-It runs `contrib.worker` and `node.engine` and knows nothing of what either does. Several jobs may be under way; the child
+It runs `contrib.worker` and `node.serving.engine` and knows nothing of what either does. Several jobs may be under way; the child
 decides their order. `{"cancel": id}` asks the child to end a job early; one that ignores this is killed.
 
 Invariant: every job ends, with its "done" event or with exactly one error; no process outlives `stop()`, nor, on Linux, us

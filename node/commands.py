@@ -14,12 +14,15 @@ from ledger import charter as charters
 from ledger import events
 from ledger.amending import amended
 from ledger.charter import Member
-from node import auditing, config, control, curating, erasing, granting, reports, succeeding
-from node import charters as wishes
+from node import config, control
 from node import session as sessions
+from node.audits import auditing
+from node.collective import charters as wishes
+from node.collective import reports, succeeding
+from node.collective.seat import Seat, now_ms
+from node.data import curating, erasing, granting
 from node.errors import DaemonDown, NoCollective, NotAllowed
 from node.home import Home
-from node.seat import Seat, now_ms
 from node.session import Session
 from protocol.canon import Json
 from protocol.errors import Refused

@@ -22,29 +22,31 @@ from contrib import adapters
 from contrib.adapters import AdapterSpec
 from ledger.cuts import Cut
 from ledger.store import Store
-from node import commands, control, erasing, http, succeeding
-from node import identity as identities
-from node.api import Facts, create_app
-from node.blobs import BlobStore
-from node.council import Council
-from node.egress import Egress, policy_of
+from node import commands, control, http
+from node.collective import succeeding
+from node.collective.council import Council
+from node.collective.joining import Joining
+from node.collective.judging import Judge
+from node.collective.measure import Scales
+from node.collective.replay import Missing, Model, Replay
+from node.collective.seat import Seat, now_ms
+from node.collective.witnessing import Witnessing
+from node.data import erasing
+from node.data.egress import Egress, policy_of
+from node.data.permits import Permits
 from node.errors import NoCollective, NotAllowed
 from node.home import Home
-from node.joining import Joining
-from node.judging import Judge
-from node.measure import Scales
-from node.permits import Permits
-from node.replay import Missing, Model, Replay
-from node.rounds import Rounds
-from node.seat import Seat, now_ms
-from node.serving import Serving
+from node.keys import identity as identities
+from node.network.blobs import BlobStore
+from node.network.streams import Tap
+from node.network.swarm import Swarm, SwarmConfig
+from node.network.sync import Sync, SyncRules
+from node.serving.api import Facts, create_app
+from node.serving.models import Serving
+from node.serving.shelf import Holdings, Shelf
 from node.session import Session, row_key
-from node.shelf import Holdings, Shelf
-from node.streams import Tap
-from node.swarm import Swarm, SwarmConfig
-from node.sync import Sync, SyncRules
-from node.trainer import WorkerTrainer
-from node.witnessing import Witnessing
+from node.training.rounds import Rounds
+from node.training.trainer import WorkerTrainer
 from protocol.canon import Json
 from protocol.errors import Fatal, FishernetError, Retry
 from protocol.ids import ZERO, CollectiveId, MemberId

@@ -1,7 +1,7 @@
 """The home directory of one node: where each file lies, making it, opening it, and the lock that one process holds.
 
     node.toml            the operator writes it; trusted; 0600 because it may hold API keys
-    keys/                see `node.identity`; trusted; keep a copy
+    keys/                see `node.keys.identity`; trusted; keep a copy
     recovery.pem         the recovery key after `init`; belongs offline, not here
     ledger.db            every feed this node holds; verified on arrival and by `audit`; keep a copy
     rows.db              private rows, their salts and commitments; trusted; keep a copy
@@ -32,7 +32,7 @@ from protocol.ids import Digest
 
 if TYPE_CHECKING:
     from node.config import NodeConfig
-    from node.identity import Identity
+    from node.keys.identity import Identity
 
 _SOCKET_ROOM = 107 - 44  # sun_path holds 107 bytes; a random socket name of the network daemon takes up to 44
 
@@ -59,7 +59,8 @@ class Home:
             ConfigError: `toml` or `name` is not acceptable.
         """
         from ledger.store import Store
-        from node import config, identity
+        from node import config
+        from node.keys import identity
 
         home = cls(path=path.expanduser().absolute())
         text = config.template(name=name) if toml is None else toml
@@ -190,7 +191,7 @@ class Home:
 
     def unlock(self, passphrase: str | None) -> Identity:
         """Unlock and check the keys (raises what `identity.load` raises)."""
-        from node import identity
+        from node.keys import identity
 
         return identity.load(self, passphrase)
 

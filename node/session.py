@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING
 
 from ledger.events import DataCommitted
 from ledger.store import Store
-from node import identity as identities
+from node.collective.seat import Seat
 from node.config import NodeConfig
 from node.errors import NoCollective
 from node.home import Home, model_cache
+from node.keys import identity as identities
+from node.keys.rowkey import RowKey
 from node.ports import Running
-from node.rowkey import RowKey
-from node.seat import Seat
 from protocol.ids import CollectiveId, MemberId
 
 if TYPE_CHECKING:
     from contrib.datasets import DatasetSummary
     from contrib.models import Model
     from contrib.rows import RowStore
-    from node.erasing import Eraser
-    from node.identity import Identity
+    from node.data.erasing import Eraser
+    from node.keys.identity import Identity
 
 _HINT = "fishernet collective create --name NAME, or fishernet collective join ID MULTIADDR"
 
@@ -97,7 +97,7 @@ class Session:
 
     def eraser(self) -> Eraser:
         """What is known about erasure, kept up with the ledger."""
-        from node.erasing import Eraser
+        from node.data.erasing import Eraser
 
         if self._eraser is None:
             self._eraser = Eraser(self)
@@ -113,7 +113,7 @@ class Session:
             AppendPaused: our feed may be longer elsewhere; the daemon commits later.
             RowsBusy: rows that were to be forgotten are still being read; they go at the next call.
         """
-        from node import erasing
+        from node.data import erasing
 
         seat = self.need_seat()
         done: list[str] = []
@@ -138,7 +138,7 @@ class Session:
         return done
 
     def _declare(self, summary: DatasetSummary) -> None:
-        from node import permits
+        from node.data import permits
 
         said = summary.description
         permits.describe(

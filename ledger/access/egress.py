@@ -1,6 +1,6 @@
 """What the operator of a node lets out: a policy, the facts about something that is to leave, and one pure decision.
 
-Knows no blob format and no model; `node.egress` finds the facts on the packed bytes. Invariant: what the policy does not
+Knows no blob format and no model; `node.data.egress` finds the facts on the packed bytes. Invariant: what the policy does not
 limit passes; a fact that a limit needs and nobody can state is refused. Law: `parse(p.to_json()) == p`.
 """
 

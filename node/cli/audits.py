@@ -43,7 +43,7 @@ def audit(invocation: Invocation, wanted: Wanted) -> int:
         invocation.answer(shown, show)
         return code_of(result)
     if form == "html":
-        from node.audit_report import html
+        from node.audits.report import html
 
         text = html(result)
     elif form == "json":
@@ -58,7 +58,7 @@ def audit(invocation: Invocation, wanted: Wanted) -> int:
 
 def list_rules(invocation: Invocation) -> int:
     """Show every compliance rule."""
-    from node import auditing
+    from node.audits import auditing
 
     invocation.answer(auditing.rules(), render_audit.rules)
     return 0

@@ -32,7 +32,7 @@ def key() -> None:
 @accepts_common
 def show() -> None:
     """Show the public names of this node's keys, and whether other keys wait for its seat."""
-    from node import succeeding
+    from node.collective import succeeding
 
     invocation = here()
     home = invocation.home()
@@ -44,7 +44,8 @@ def show() -> None:
 @accepts_common
 def rotate() -> None:
     """Give this node's seat to a new key; both keys sign. The node goes on with the old one until it is decided."""
-    from node import identity, succeeding
+    from node.collective import succeeding
+    from node.keys import identity
 
     invocation = here()
     home = invocation.home()
@@ -74,7 +75,8 @@ def revoke(recovery_file: Path, member: str | None, size: int | None) -> None:
 
     Writes a statement to hand to any member, who runs `fishernet key propose FILE`. It outranks whatever a thief asks for.
     """
-    from node import identity, succeeding
+    from node.collective import succeeding
+    from node.keys import identity
     from protocol.ids import MemberId, as_hex
 
     invocation = here()
@@ -114,9 +116,9 @@ def propose(file: Path) -> None:
 @accepts_common
 def backup(file: Path) -> None:
     """Write all keys of this node into one encrypted FILE. Passphrase: $FISHERNET_BACKUP_PASSPHRASE, else it is asked for."""
-    from node import identity, keybackup
     from node.errors import IdentityError
     from node.files import write_new
+    from node.keys import identity, keybackup
 
     invocation = here()
     home = invocation.home()
@@ -135,8 +137,9 @@ def backup(file: Path) -> None:
 @accepts_common
 def restore(file: Path, name: str | None) -> None:
     """Write the keys of a backup into the home, which is made if there is none; a ledger key there is never overwritten."""
-    from node import config, identity, keybackup
+    from node import config
     from node.home import Home
+    from node.keys import identity, keybackup
 
     invocation = here()
     files = keybackup.open_(file.read_bytes(), _backup_passphrase(confirm=False))

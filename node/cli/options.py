@@ -50,7 +50,7 @@ class Invocation:
             return given or None
         if home is None or not sys.stdin.isatty():
             return None
-        from node import identity
+        from node.keys import identity
 
         if not identity.is_locked(home):
             return None

@@ -32,7 +32,7 @@ def prove(event: str, out: Path | None) -> None:
     EVENT is an event id or its first digits (8 or more). The file (C2SP tlog-proof) holds the entry, the hashes from it to
     the root, and the signed head with the cosignatures of witnesses; it holds no body.
     """
-    from node import proving
+    from node.audits import proving
     from node.files import write_new
 
     invocation = here()
@@ -105,7 +105,7 @@ def export_(format_: str, out: Path, member: str | None) -> None:
 
     Lines hold headers and signatures only: no body, so nothing that may have to be erased leaves the node this way.
     """
-    from node import proving
+    from node.audits import proving
 
     invocation = here()
     home = invocation.home()

@@ -29,8 +29,9 @@ def init(name: str | None, model: str, config_file: Path | None, ask_passphrase:
     """
     import socket
 
-    from node import config, identity
+    from node import config
     from node.home import Home
+    from node.keys import identity
 
     invocation = here()
     passphrase = invocation.passphrase()
@@ -185,7 +186,7 @@ def demo(tiny: bool, report: Path, keep: Path | None) -> int:
     """
     import contextlib
 
-    from node import demo as show
+    from node.demo import show
 
     invocation = here()
     with contextlib.redirect_stdout(sys.stderr if invocation.json else sys.stdout):

@@ -9,7 +9,7 @@ import pytest
 from world import World
 
 from ledger.compliance.rules import RULES
-from node import auditing
+from node.audits import auditing
 from tests.attacks import access, authors, privacy, store  # noqa: F401 - each registers its cases
 from tests.attacks.case import CASES, Case, Held, Place, place_of
 

@@ -11,7 +11,7 @@ import pytest
 from line import Line, refused, running
 from real_node import Node, make_node, sentences, until
 
-from node.rowkey import RowKey
+from node.keys.rowkey import RowKey
 
 PERSON = "Canary Person-41d2"
 TEXT = "canary-row-77b0"

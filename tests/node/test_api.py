@@ -17,10 +17,10 @@ import httpx
 import openai
 import pytest
 
-from node.api import create_app
 from node.errors import AddressError
 from node.http import Address, listen, run_server
-from node.serving import Serving
+from node.serving.api import create_app
+from node.serving.models import Serving
 from protocol.ids import Digest
 from tests.support.live_engine import BASE, HEAD, Live, make_serving, serve
 

@@ -12,8 +12,9 @@ from world import DAY, World
 
 from ledger import events
 from ledger.compliance.rules import RULES
-from node import auditing, config
-from node.audit_report import html
+from node import config
+from node.audits import auditing
+from node.audits.report import html
 from node.cli import run
 
 HOSTILE = '<script src="https://evil.example/x.js">alert(1)</script><img src=x onerror=alert(2)>\u202e"\'&{0}{member}'

@@ -24,9 +24,10 @@ from ledger.cuts import Amendment, Cut, Exclusion, RegisterDigest
 from ledger.entry import make
 from ledger.errors import ForkSeen
 from ledger.store import Store
-from node import auditing, judging
+from node.audits import auditing
 from node.cli import render_audit
-from node.seat import now_ms
+from node.collective import judging
+from node.collective.seat import now_ms
 from protocol.ids import CollectiveId, Digest, MemberId, digest
 from protocol.keys import member_id
 from tests.node.test_render import shown

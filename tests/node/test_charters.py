@@ -15,7 +15,7 @@ from ledger import charter as charters
 from ledger.amending import amended
 from ledger.charter import Charter, Member
 from ledger.errors import BadCharter
-from node import charters as wishes
+from node.collective import charters as wishes
 from node.errors import NotAllowed
 from protocol.errors import Refused
 from protocol.keys import member_id

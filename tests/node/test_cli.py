@@ -14,9 +14,9 @@ import click
 import pytest
 
 from contrib import readers
-from node import identity
 from node.cli import main, root, run
 from node.home import Home
+from node.keys import identity
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ledger.access.egress import Policy
 from node import config
 from node.config import NodeConfig
-from node.egress import policy_of
+from node.data.egress import policy_of
 from node.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))

@@ -12,11 +12,12 @@ import pytest
 
 from contrib import models
 from ledger.store import Store
-from node import commands, config, identity
+from node import commands, config
 from node.cli import run
 from node.errors import IdentityError, NotAllowed, PassphraseNeeded, WrongPassphrase
 from node.home import Home, model_cache
-from node.rowkey import RowKey
+from node.keys import identity
+from node.keys.rowkey import RowKey
 from protocol.errors import Refused
 from protocol.ids import CollectiveId
 
@@ -164,7 +165,7 @@ def test_home_without_a_passphrase_keeps_plain_rows_and_cannot_seal_them(plain: 
 
 def test_sealing_converts_an_existing_store_and_leaves_no_plain_byte(locked: Operator) -> None:
     with pytest.MonkeyPatch.context() as patch:  # a store from before there were sealed ones
-        patch.setattr("node.rowkey.RowKey.can_create", False)
+        patch.setattr("node.keys.rowkey.RowKey.can_create", False)
         assert locked.add()["sealed"] is False
     assert locked.standing("canary-row", "canary-tag") == ["canary-row", "canary-tag"]
     assert locked.do("data.seal")["rows"] == 40
@@ -235,6 +236,6 @@ def test_list_warns_of_rows_that_are_kept_too_long(
     assert run(["data", "list", *home]) == 0
     assert "--expired" not in capsys.readouterr().out
     later = commands.now_ms() + 2 * 86_400_000
-    monkeypatch.setattr("node.curating.now_ms", lambda: later)
+    monkeypatch.setattr("node.data.curating.now_ms", lambda: later)
     assert plain.do("data.list")["datasets"][0]["overdue"] is True
     assert plain.do("data.forget", expired=True)["rows"] == 40

@@ -22,9 +22,9 @@ from ledger.access import egress
 from ledger.access.egress import Accept, Facts, Policy, Reject, examine, parse
 from ledger.errors import BadEvent
 from node import config
-from node.egress import Egress, modules, policy_of
+from node.data.egress import Egress, modules, policy_of
 from node.errors import EgressStopped, PeerRefused
-from node.exchange import Asker
+from node.network.exchange import Asker
 from protocol import binding
 from protocol.canon import decode, encode
 from protocol.ids import MemberId, digest

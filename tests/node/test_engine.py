@@ -201,7 +201,12 @@ def test_engine_that_is_given_no_model_says_so_and_ends_with_its_input() -> None
     jobs = b'not json\n{"id":1,"job":"generate","model":"base","prompt":"a"}\n[]\n{"id":"x"}\n'
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        [sys.executable, "-m", "node.engine"], input=jobs, capture_output=True, timeout=60, cwd=root, check=False
+        [sys.executable, "-m", "node.serving.engine"],
+        input=jobs,
+        capture_output=True,
+        timeout=60,
+        cwd=root,
+        check=False,
     )
     assert done.returncode == 0
     assert not done.stdout or b"not_loaded" in done.stdout

@@ -22,9 +22,10 @@ from contrib.rows import RowStore
 from ledger import audit, events, export, schema
 from ledger.erasures import Erasures
 from ledger.store import Store
-from node import config, curating, erasing, residual
+from node import config
+from node.data import curating, erasing, residual
+from node.data.permits import Permits
 from node.errors import NotAllowed
-from node.permits import Permits
 from node.session import Session
 from protocol.canon import Json
 from protocol.ids import Digest
@@ -48,7 +49,7 @@ def session_of(sitter: Sitter) -> Session:
 
 
 def trained(sitter: Sitter, run: str, dataset: str = "d") -> Any:
-    """One run as `node.rounds` writes it down: decided, used, published."""
+    """One run as `node.training.rounds` writes it down: decided, used, published."""
     permits = Permits(sitter.seat, policy=lambda: Digest("0" * 64))
     permits.train([dataset], run)
     return sitter.publish(run=run)

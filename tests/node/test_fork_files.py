@@ -13,8 +13,8 @@ from circle import Circle, make_circle, refused, told
 from ledger import checkpoint, events, forks
 from ledger.entry import make
 from ledger.errors import ForkSeen
-from node import identity
 from node.cli import run
+from node.keys import identity
 from protocol.ids import digest
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,8 @@ from seats import Sitter, Table, salted, without
 from contrib import updates
 from ledger.charter import Charter
 from ledger.collective import Contribution
-from node import gate
-from node.gate import Accept, Reject
+from node.collective import gate
+from node.collective.gate import Accept, Reject
 from protocol import sparse
 from protocol.errors import Malformed
 from protocol.ids import digest

@@ -12,12 +12,13 @@ from paper import charter_of, key
 
 from ledger import charter as charters
 from ledger import events
-from node import config, granting
-from node.charters import Member
+from node import config
 from node.cli import run
+from node.collective.charters import Member
+from node.collective.seat import Seat
+from node.data import granting
 from node.errors import NotAllowed
 from node.home import Home
-from node.seat import Seat
 from node.session import writing
 from protocol.ids import MemberId
 from protocol.keys import member_id

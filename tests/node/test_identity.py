@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node import identity, pkcs8
 from node.errors import IdentityError, NotAHome, OpenPermissions, PassphraseNeeded, WrongPassphrase
 from node.home import Home
+from node.keys import identity, pkcs8
 from protocol import binding, keys
 from protocol.ids import peer_id
 

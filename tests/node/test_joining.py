@@ -13,12 +13,12 @@ from peers import LOOPBACK, live, until
 from ledger import events
 from ledger.entry import Record
 from node import session as sessions
-from node.blobs import BlobStore
+from node.collective.joining import Joining
 from node.errors import AppendPaused
-from node.joining import Joining
+from node.network.blobs import BlobStore
+from node.network.swarm import Swarm, SwarmConfig
+from node.network.sync import Sync, SyncRules
 from node.session import Session
-from node.swarm import Swarm, SwarmConfig
-from node.sync import Sync, SyncRules
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from seats import Sitter, Table
 from ledger import events, rules
 from ledger.cuts import Amendment, Exclusion
 from ledger.votes import Judgement
-from node import judging
-from node.judging import Finding
-from node.replay import Model, Vector, completed
+from node.collective import judging
+from node.collective.judging import Finding
+from node.collective.replay import Model, Vector, completed
 from protocol.ids import Digest, digest
 
 GOOD, BAD = 5, 60  # coordinates that help and that hurt

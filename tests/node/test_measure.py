@@ -10,10 +10,10 @@ import pytest
 from seats import PaperTrainer, paper_permits
 
 from contrib.merging import model_digest
+from node.collective.measure import WORST, Loss, Scales, difference, save_view
+from node.collective.replay import Model
 from node.errors import JobRefused
 from node.home import Home
-from node.measure import WORST, Loss, Scales, difference, save_view
-from node.replay import Model
 
 
 def model(*values: float) -> Model:

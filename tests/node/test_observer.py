@@ -13,7 +13,7 @@ import pytest
 from peers import COLLECTIVE, Node, homes, live, until
 
 from ledger.store import Store
-from node.blobs import BlobStore
+from node.network.blobs import BlobStore
 from protocol.ids import digest
 
 pytest.importorskip("trio")
@@ -22,7 +22,7 @@ BLOB = random.Random(3).randbytes(600_000)
 
 SCRIPT = """
 import json, sys
-from node.observer import main
+from node.network.observer import main
 for arguments in json.loads(sys.argv[1]):
     print(main(arguments))
 """

@@ -15,11 +15,11 @@ from ledger import events
 from ledger.access import egress
 from ledger.access.decision import decide
 from ledger.events import AccessDecided, DataUsed
-from node import auditing
+from node.audits import auditing
+from node.collective.seat import now_ms
 from node.config import Train
+from node.data.permits import PURPOSE, Permits, describe, self_grant
 from node.errors import AccessDenied, AppendPaused
-from node.permits import PURPOSE, Permits, describe, self_grant
-from node.seat import now_ms
 from protocol.ids import EventId
 
 HOUR = 3_600_000

@@ -10,9 +10,10 @@ from circle import Circle, make_circle, told
 
 from contrib.row import text_row
 from ledger.access import egress
-from node import auditing, succeeding
-from node.permits import PURPOSE, Permits
-from node.seat import run_id
+from node.audits import auditing
+from node.collective import succeeding
+from node.collective.seat import run_id
+from node.data.permits import PURPOSE, Permits
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from contrib import merging
 from contrib.errors import MergeRefused
 from ledger.collective import Collective, Contribution
 from ledger.cuts import Exclusion
-from node import replay as replays
-from node.gate import Accept, Reject
-from node.replay import Missing, Model, Replay, completed, matches
+from node.collective import replay as replays
+from node.collective.gate import Accept, Reject
+from node.collective.replay import Missing, Model, Replay, completed, matches
 from protocol.ids import digest
 
 

@@ -11,10 +11,10 @@ from seats import Table
 
 from ledger import charter as charters
 from ledger import events
-from node import reports
 from node.cli import render
-from node.replay import Vector
-from node.seat import Seat
+from node.collective import reports
+from node.collective.replay import Vector
+from node.collective.seat import Seat
 from protocol.canon import encode
 from protocol.keys import member_id
 from tests.node.test_render import AUDIT, CHARTER, LOG, REQUESTS, STATUS, shown

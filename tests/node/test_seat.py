@@ -14,8 +14,8 @@ from ledger import events
 from ledger.collective import Collective
 from ledger.entry import MAX_SEEN
 from ledger.store import Store
+from node.collective.seat import Seat, run_id
 from node.errors import AppendPaused, PassphraseNeeded
-from node.seat import Seat, run_id
 from protocol.ids import MemberId, digest
 from protocol.keys import member_id
 

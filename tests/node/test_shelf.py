@@ -11,8 +11,8 @@ import pytest
 from seats import Sitter, Table
 
 from ledger import events
-from node.serving import Serving
-from node.shelf import Holdings, Shelf
+from node.serving.models import Serving
+from node.serving.shelf import Holdings, Shelf
 from protocol.ids import digest
 
 

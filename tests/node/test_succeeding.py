@@ -10,11 +10,13 @@ from circle import Circle, make_circle, refused, told
 
 from ledger.errors import BadEvent
 from ledger.store import Store
-from node import config, identity, keybackup, succeeding
+from node import config
 from node.cli import run
+from node.collective import succeeding
+from node.collective.seat import Seat
 from node.errors import IdentityError, NotAHome, NotAllowed, WrongPassphrase
 from node.home import Home
-from node.seat import Seat
+from node.keys import identity, keybackup
 from protocol.ids import CollectiveId, MemberId
 
 

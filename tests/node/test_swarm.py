@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from peers import Home, homes, live, swarm_of, until
 
-from node import streams
 from node.errors import BadTransport, PeerUnreachable, PortTaken, StreamEnded
-from node.swarm import MAX_ANNOUNCEMENT, Swarm, SwarmConfig
+from node.network import streams
+from node.network.swarm import MAX_ANNOUNCEMENT, Swarm, SwarmConfig
 from protocol.errors import Malformed
 
 ECHO = "/test/echo/1"
@@ -53,7 +53,8 @@ def alive(pid: int) -> bool:
 
 
 def test_daemon_side_import_has_no_torch():
-    script = "import node.sync, node.swarm, node.p2pd, sys; print(node.p2pd.LIGHT, 'torch' in sys.modules)"
+    parts = "node.network.sync, node.network.swarm, node.network.p2pd"
+    script = f"import {parts}, sys; print(node.network.p2pd.LIGHT, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["True", "False"], done.stderr
 

@@ -16,11 +16,11 @@ from ledger.cuts import Cut
 from ledger.entry import make
 from ledger.errors import FeedFrozen, ForkSeen
 from ledger.store import Store
-from node import reports
+from node.collective import reports
+from node.collective.seat import Seat, now_ms
+from node.collective.witnessing import Witnessing
 from node.errors import AppendPaused
-from node.identity import Identity
-from node.seat import Seat, now_ms
-from node.witnessing import Witnessing
+from node.keys.identity import Identity
 from protocol import binding
 from protocol.ids import PeerId, peer_id
 

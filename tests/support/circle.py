@@ -16,10 +16,11 @@ from ledger import charter as charters
 from ledger import events, rules
 from ledger.charter import Member
 from ledger.cuts import Amendment
-from node import config, identity
+from node import config
 from node import session as sessions
 from node.cli import run
 from node.home import Home
+from node.keys import identity
 from node.session import Session
 from protocol.ids import CollectiveId
 

@@ -13,13 +13,13 @@ from contrib.row import pair_row
 from contrib.rows import RowStore
 from ledger import events
 from ledger.access import egress
+from node.collective.measure import Scales
+from node.collective.seat import now_ms
 from node.config import Train
-from node.egress import Egress
-from node.measure import Scales
-from node.permits import PURPOSE, Permits, self_grant
-from node.rounds import Rounds
-from node.seat import now_ms
+from node.data.egress import Egress
+from node.data.permits import PURPOSE, Permits, self_grant
 from node.session import Session
+from node.training.rounds import Rounds
 from protocol import contribution, sparse
 from protocol.ids import EventId
 

@@ -16,9 +16,9 @@ import openai
 from contrib.adapters import AdapterSpec, layout
 from contrib.merging import model_digest
 from contrib.models import tiny_folder
-from node.api import Facts, create_app
 from node.http import Address, run_server
-from node.serving import Serving
+from node.serving.api import Facts, create_app
+from node.serving.models import Serving
 from protocol.ids import Digest
 
 T = TypeVar("T")

@@ -21,9 +21,10 @@ import psutil
 from contrib import models
 from ledger.collective import Collective
 from ledger.store import Store
-from node import addresses, commands, config, control
+from node import commands, config, control
 from node.errors import DaemonDown
 from node.home import Home, model_cache
+from node.network import addresses
 from protocol.errors import FishernetError
 from protocol.ids import CollectiveId
 

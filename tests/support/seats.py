@@ -24,16 +24,16 @@ from ledger.entry import Record
 from ledger.events.grants import ACTIONS
 from ledger.store import Store
 from ledger.tally import Proposal
-from node import judging
-from node.blobs import BlobStore
+from node.collective import judging
+from node.collective.judging import Finding, Judge
+from node.collective.measure import Scales
+from node.collective.replay import Model, Replay, Vector, completed
+from node.collective.seat import Seat
+from node.data.permits import PURPOSE, Permits
 from node.errors import BlobMissing, JobRefused
 from node.home import Home
-from node.judging import Finding, Judge
-from node.measure import Scales
-from node.permits import PURPOSE, Permits
+from node.network.blobs import BlobStore
 from node.ports import Trained, TrainJob
-from node.replay import Model, Replay, Vector, completed
-from node.seat import Seat
 from protocol import contribution as blobs
 from protocol import sparse
 from protocol.canon import Json

@@ -28,7 +28,7 @@ from ledger.collective import Collective
 from ledger.cuts import Cut, Exclusion, RegisterDigest
 from ledger.entry import Record, Seen, make
 from ledger.store import Store
-from node.replay import Model, Replay, completed
+from node.collective.replay import Model, Replay, completed
 from protocol import contribution as blobs
 from protocol import sparse
 from protocol.canon import Json

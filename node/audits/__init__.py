@@ -1,0 +1,1 @@
+"""Checking everything a directory holds, and proofs that strangers verify."""

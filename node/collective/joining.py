@@ -1,0 +1,145 @@
+"""How a node becomes a working member after each start: charter, base model, seat, own head, first events.
+
+Knows the order and the waits, not how anything is fetched. Invariant: nothing is appended to our feed before a member
+that may hold more of it has answered (a restored backup must not fork it), unless the operator took that risk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import sys
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from typing import Final
+
+from contrib import adapters, models
+from contrib.adapters import AdapterSpec
+from contrib.errors import UnknownModel
+from contrib.models import Model
+from ledger import events
+from node.errors import NotAllowed, WrongBase
+from node.home import model_cache
+from node.network.sync import Sync
+from node.session import Session
+
+log = logging.getLogger("fishernet.joining")
+_HEAD_ANSWER_S: Final = 10.0
+_ASKING: Final = "peers have not been asked yet how long our feed is"
+_NO_SEAT: Final = "this node has no seat in the collective yet: a member must invite it"
+_GONE: Final = "the seat of this node's key went to {}; the keys of that member are not in this home"
+_ALONE: Final = (
+    "no other member has said yet how long our feed is; this node trains and serves, but writes nothing "
+    "(fishernet up --accept-fork-risk overrides this)"
+)
+
+
+class Joining:
+    """The steps, one method each; the daemon calls them in this order."""
+
+    def __init__(
+        self, session: Session, sync: Sync, next_change: Callable[[], Awaitable[None]], *, accept_fork_risk: bool
+    ) -> None:
+        self._session = session
+        self._seat = session.need_seat()
+        self._sync = sync
+        self._next_change = next_change
+        self._fork_risk = accept_fork_risk
+        self._seat.pause(_ASKING)
+
+    async def charter(self) -> None:
+        """Wait until the founder's feed is here."""
+        if not self._seat.fold.known:
+            log.info("event=waiting-for-charter collective=%s", self._seat.collective[:12])
+        while not self._seat.fold.known:
+            await self._next_change()
+
+    def base(self) -> Model:
+        """The collective's base model, from the cache.
+
+        Raises:
+            WrongBase: this node was told to use another one, or does not have it.
+        """
+        base, wanted = self._seat.fold.charter.base, self._session.config.node.model
+        hint = f"fishernet model add {base.name}, then: fishernet config set node.model {base.name}"
+        try:
+            model = models.find(wanted or base.digest, model_cache())
+        except UnknownModel as e:
+            raise WrongBase(
+                f"couldn't take part: the collective's base model {base.name} ({base.digest[:12]}) is not here: {e}",
+                hint=hint,
+            ) from e
+        if model.digest != base.digest:
+            raise WrongBase(
+                f"couldn't take part: the collective's base model is {base.name} ({base.digest[:12]}), "
+                f"this node has {model.name} ({model.digest[:12]}); it stays out",
+                hint=hint,
+            )
+        wanted_coordinates = self._seat.fold.charter.adapter.coordinates
+        found = adapters.layout(model.path, self.spec()).coordinates
+        if found != wanted_coordinates:
+            raise WrongBase(
+                f"couldn't take part: the charter's adapter has {wanted_coordinates} coordinates, on this model it has {found}",
+                hint="the charter is wrong: amend it",
+            )
+        return model
+
+    def spec(self) -> AdapterSpec:
+        """The adapter that the charter fixes."""
+        adapter = self._seat.fold.charter.adapter
+        return AdapterSpec(rank=adapter.rank, alpha=adapter.alpha, targets=adapter.targets, seed=adapter.seed)
+
+    async def seat(self) -> None:
+        """Wait until the charter gives us a seat."""
+        past = self._seat.fold.charter.seat_of(self._seat.me)
+        self._seat.pause(_NO_SEAT if past is None else _GONE.format(past.id[:12]))
+        while self._seat.fold.charter.member(self._seat.me) is None:
+            await self._next_change()
+
+    async def own_head(self) -> None:
+        """Ask peers for our own highest head; stay read-only while a mirror may know more and none answers."""
+        seat = self._seat
+        mirrored = any(m != seat.me and n > 0 for m, n in seat.fold.sizes.items())
+        others = [m.id for m in seat.fold.charter.members if m.id != seat.me]
+        seat.pause(_ALONE)
+        while mirrored and others and not self._fork_risk:
+            answer = await self._sync.own_head_from_peers(_HEAD_ANSWER_S)
+            if not answer.answered:
+                log.warning("event=read-only cause=%s", _ALONE)
+                await asyncio.sleep(1.0)
+                continue
+            ahead = answer.head.size if answer.head else 0
+            if self._size() < ahead:
+                log.warning("event=behind-own-feed held=%s known=%s", self._size(), ahead)
+            while self._size() < ahead:
+                await self._next_change()
+            break
+        seat.pause(None)
+
+    def introduce(self) -> None:
+        """The events every node writes when it begins: its bindings when new, its versions, its data commitments."""
+        seat, identity = self._seat, self._session.identity
+        if identity is None:
+            raise NotAllowed("couldn't start: the key is not open")
+        if seat.fold.peers.get(identity.peer) != seat.me:
+            seat.append(events.PeerBound(binding=dict(identity.binding)))
+        bound = identity.bound(seat.collective)
+        if seat.fold.witnesses.announced.get(seat.me) != bound:
+            seat.append(bound)
+        seat.tell_forks()
+        seat.append(events.NodeStarted(versions=_versions(), fork_risk_accepted=self._fork_risk))
+        self._session.commit_data()
+
+    def _size(self) -> int:
+        """How much of our own feed the fold has taken: the store has it a moment earlier."""
+        return self._seat.fold.sizes.get(self._seat.me, 0)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0], "sqlite": sqlite3.sqlite_version}
+    for name in ("fishernet", "torch", "hivemind", "pynacl"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -1,0 +1,241 @@
+"""What this node thinks of a proposed decision: the ledger's rules, the recomputed registers, then our own losses.
+
+Knows no votes and no clock. The answer is a `Judgement` (and the verdict to write down), or None while something is still
+missing here: entries, blobs. Invariant: `sound` is what every honest node finds; only `accept` depends on our rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from contrib.merging import RECIPES
+from ledger import rules
+from ledger.collective import Contribution
+from ledger.cuts import MAX_LIST, Amendment, Cut, Exclusion
+from ledger.events import Objection, Verdict
+from ledger.tally import Proposal
+from ledger.votes import Judgement
+from node.collective.gate import Reject
+from node.collective.measure import Loss, Scales, difference
+from node.collective.replay import Missing, Model, Replay, matches
+from node.collective.seat import Seat
+from protocol.ids import ZERO, MemberId
+
+MAX_PROBES = 8  # leave-one-out measurements of one candidate
+Wanted = Callable[[Iterable[Contribution]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A judgement and, for a release that was measured, the verdict that goes into our feed before the vote."""
+
+    judgement: Judgement
+    verdict: Verdict | None = None
+
+
+class Judge:
+    """Judges proposals of one collective."""
+
+    def __init__(self, seat: Seat, replay: Replay, scales: Scales, wanted: Wanted) -> None:
+        self._seat = seat
+        self._replay = replay
+        self._scales = scales
+        self._wanted = wanted
+
+    async def judge(self, proposal: Proposal) -> Finding | None:
+        """Judge one proposal; None while entries or blobs it builds on are not here yet."""
+        fold, value = self._seat.fold, proposal.value
+        check = rules.check(fold, value)
+        if isinstance(check, rules.Lacking):
+            return None
+        if isinstance(check, rules.Unfit):
+            return _unsound(check.reason)
+        if isinstance(value, Amendment):
+            return self._amendment(value)
+        covered = [c for published in fold.in_cut(value).values() for c in published]
+        excluded = {x.event: x.reason for x in check.hard}
+        questioned = [c for published in fold.contributions.values() for c in published if c.event in excluded]
+        lacking = [c for c in (*covered, *questioned) if self._replay.examine(c) is None]
+        if lacking:
+            self._wanted(lacking)
+            return None
+        if any(isinstance(self._replay.examine(c), Reject) for c in covered):
+            return _unsound("covers-rejected")
+        for contribution in questioned:
+            answer = self._replay.examine(contribution)
+            if not (isinstance(answer, Reject) and answer.code == excluded[contribution.event]):
+                return _unsound("exclusion-without-fault")
+        charter = fold.charter
+        model = await asyncio.to_thread(self._replay.of_cut, charter, value)
+        if isinstance(model, Missing):
+            return None
+        if not matches(value, model):
+            return _unsound("wrong-model")
+        here = {c.blob for c in eligible(self._seat, self._replay)}
+        if rules.omitted(fold, self._seat.me, value, here):
+            return Finding(judgement=Judgement(sound=True, accept=False, reason="omitted"))
+        return await self._measure(proposal, value, model)
+
+    def _amendment(self, value: Amendment) -> Finding | None:
+        """What a quorum asked for is right, as far as this version can do it, and its head vector must be had here.
+
+        The cut after it may not shrink below this head vector, so a blob that nobody has must not lie inside it.
+        """
+        fold, change = self._seat.fold, value.change
+        inside = [c for c in fold.pending() if c.source.seq < value.place.size_of(c.member)]
+        lacking = [c for c in inside if self._replay.examine(c) is None]
+        if lacking:
+            self._wanted(lacking)
+            return None
+        reach = held(self._seat, self._replay)
+        if any(head.size > reach.get(head.member, 0) for head in value.place.heads if not fold.fork_known(head.member)):
+            return _unsound("too-many-rejected")
+        if change.get("field") == "recipe" and change.get("value") not in RECIPES:
+            return Finding(judgement=Judgement(sound=True, accept=False, reason="unknown-recipe"))
+        return Finding(judgement=Judgement(sound=True, accept=True))
+
+    async def _measure(self, proposal: Proposal, cut: Cut, candidate: Model) -> Finding:
+        fold, charter = self._seat.fold, self._seat.fold.charter
+        before, parent = fold.current_cut(), None
+        if before:
+            then = fold.charter_at(before.place.height)
+            parent = await asyncio.to_thread(self._replay.of_cut, then, before)
+        models: dict[str, Model | None] = {"base": None, "candidate": candidate}
+        if isinstance(parent, Model):
+            models["parent"] = parent
+        losses = await self._scales.losses(models, diverging=True)
+        mine, base = losses.get("candidate"), losses.get("base")
+        than = losses.get("parent", base)
+        worse = difference(mine, than)
+        objections: tuple[Objection, ...] = ()
+        bad = worse is not None and worse > charter.gate.tolerance_centinats
+        if bad and mine is not None and than is not None:
+            objections = await self._blame(cut, mine, than)
+        tell = self._held_out() >= charter.gate.held_out_min
+        verdict = Verdict(
+            height=cut.place.height,
+            candidate=proposal.digest,
+            rows=mine.rows if mine else 0,
+            versus_base=difference(mine, base) if tell else None,
+            versus_parent=worse if tell else None,
+            objections=objections,
+        )
+        return Finding(
+            judgement=Judgement(sound=True, accept=not bad, reason=rules.WORSE if bad else ""),
+            verdict=verdict if self._scales.active else None,
+        )
+
+    def _held_out(self) -> int:
+        """How many held-out rows we have committed to: with few of them a loss would say too much about each."""
+        committed = self._seat.fold.data.get(self._seat.me, {})
+        return sum(committed[d].held_out_rows for d in self._scales.datasets if d in committed)
+
+    async def _blame(self, cut: Cut, candidate: Loss, before: Loss) -> tuple[Objection, ...]:
+        """Name the new contributions of whoever makes the candidate worse than `before`, worst first.
+
+        Each member's are left out in turn: the one without whom our loss falls most is named. When leaving one out
+        never helps (two send the same, and a mean hides either), each is tried alone, and all that hurt alone are named.
+        """
+        fold, tolerance = self._seat.fold, self._seat.fold.charter.gate.tolerance_centinats
+        covered, pending = [c for taken in fold.in_cut(cut).values() for c in taken], fold.pending()
+        fresh: dict[MemberId, list[Contribution]] = {}
+        for contribution in covered:
+            if contribution in pending:
+                fresh.setdefault(contribution.member, []).append(contribution)
+        suspects = [m for m in sorted(fresh) if m != self._seat.me][:MAX_PROBES]
+        gains: list[tuple[float, MemberId]] = []
+        for member in suspects:
+            loss = await self._probe([c for c in covered if c not in fresh[member]])
+            if loss is not None and loss.nats < candidate.nats:
+                gains.append((candidate.nats - loss.nats, member))
+        gains = sorted(gains, reverse=True)[:1]
+        for member in suspects if not gains else ():
+            loss = await self._probe([c for c in covered if c not in pending or c in fresh[member]])
+            if (difference(loss, before) or 0) > tolerance and loss is not None:
+                gains.append((loss.nats, member))
+        blamed = [member for _, member in sorted(gains, reverse=True)]
+        return tuple(Objection(event=c.event, reason="worse") for m in blamed for c in fresh[m])
+
+    async def _probe(self, contributions: list[Contribution]) -> Loss | None:
+        model = await asyncio.to_thread(self._replay.merge, self._seat.fold.charter, contributions)
+        if isinstance(model, Missing):
+            return None
+        return (await self._scales.losses({"probe": model}, diverging=True)).get("probe")
+
+
+def _unsound(reason: str) -> Finding:
+    return Finding(judgement=Judgement(sound=False, accept=False, reason=reason))
+
+
+def eligible(seat: Seat, replay: Replay) -> list[Contribution]:
+    """Pending contributions that a cut of ours would take: blob here, hard checks passed, nothing missing before them."""
+    reach = sizes(seat, replay)
+    pending = [c for c in seat.fold.pending() if c.source.seq < reach[c.member]]
+    return [c for c in pending if not isinstance(replay.examine(c), Reject | None)]
+
+
+def sizes(seat: Seat, replay: Replay) -> dict[MemberId, int]:
+    """How far each feed can be covered by a cut of ours: what is `held`, as far as enough organisations cosigned it."""
+    return rules.within_reach(seat.fold, held(seat, replay))
+
+
+def held(seat: Seat, replay: Replay) -> dict[MemberId, int]:
+    """How far each feed can be covered by a decision of ours: up to the first contribution contested or not here.
+
+    Nor does it go beyond a member's share of the exclusions a cut can list, or one member could fill them all. It never
+    stays behind the decision before, whatever is missing.
+    """
+    fold = seat.fold
+    found = {m: n for m, n in fold.sizes.items() if m in fold.ever_members()}
+    before = fold.decisions[-1].value.place if fold.decisions else None
+    found |= {m: before.size_of(m) if before else 0 for m in found if fold.fork_known(m)}
+    share = max(1, MAX_LIST // 2 // max(1, len(fold.charter.contributors)))
+    previous = fold.current_cut()
+    contested = rules.contested(fold) - {x.event for x in rules.refused(fold, found)}
+    rejected = Counter(fold.sources[x.event].member for x in (previous.excluded if previous else ()))
+    for contribution in fold.pending():
+        member, seq = contribution.member, contribution.source.seq
+        if seq >= found[member]:
+            continue
+        answer = replay.examine(contribution)
+        full = isinstance(answer, Reject) and rejected[member] >= share
+        left_out = answer is None or full or contribution.event in contested
+        if left_out and not (before and seq < before.size_of(member)):
+            found[member] = seq
+        rejected[member] += isinstance(answer, Reject)
+    return found
+
+
+def draft(seat: Seat, replay: Replay) -> Cut | Amendment:
+    """The value we would propose now: a ripe amendment first, else a cut of all that is eligible. Pure but for blobs."""
+    fold = seat.fold
+    whole = rules.place(fold, held(seat, replay))
+    for asked in fold.ripe_amendments():
+        value = Amendment(place=whole, proposal=asked.source.event, change=asked.change)
+        if isinstance(rules.check(fold, value), rules.Fits):
+            return value
+    covered = sizes(seat, replay)
+    place = rules.place(fold, covered)
+    previous = fold.current_cut()
+    excluded = {x.event: x for x in (previous.excluded if previous else ())}
+    excluded |= {x.event: x for x in rules.refused(fold, covered)}
+    for contribution in fold.pending():
+        answer = replay.examine(contribution)
+        inside = contribution.source.seq < covered[contribution.member]
+        if inside and isinstance(answer, Reject) and contribution.event not in excluded:
+            excluded[contribution.event] = Exclusion(event=contribution.event, reason=answer.code, evidence=())
+    releases = fold.releases
+    return Cut(
+        place=place,
+        number=len(releases) + 1,
+        parent_release=releases[-1].digest if releases else None,
+        epoch=fold.charter.epoch_id,
+        last=rules.last_of(fold, place),
+        excluded=tuple(excluded[e] for e in sorted(excluded)),
+        recipe=fold.charter.recipe,
+        registers=(),
+        model=ZERO,
+    )

@@ -1,0 +1,147 @@
+"""From feeds and blobs to registers, views and releases, without torch: the arithmetic that everybody repeats.
+
+Knows where blobs come from only as a function. Law: equal sets of accepted contributions give equal bytes; leaving one
+out gives the bytes of never having had it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from contrib import merging
+from contrib.merging import Register
+from ledger.charter import Charter, Gate, Update
+from ledger.collective import Collective, Contribution
+from ledger.cuts import Cut, RegisterDigest
+from node.collective import gate
+from node.collective.gate import Reject
+from protocol.ids import Digest, EventId, MemberId
+from protocol.sparse import SparseUpdate
+
+Vector = npt.NDArray[np.float32]
+ReadBlob = Callable[[Digest], bytes | None]
+_Key = tuple[EventId, Gate, Update]
+_KEPT_BYTES = 128 << 20  # decoded updates in memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A merged vector [P] with its digest and the registers it was merged from."""
+
+    vector: Vector
+    digest: Digest
+    registers: Mapping[MemberId, Register]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """What cannot be computed, because these blobs (or, with none named, entries) are not here."""
+
+    blobs: tuple[Digest, ...]
+
+
+class Replay:
+    """Decodes contributions once and merges any set of them; threads may share one."""
+
+    def __init__(self, collective: Collective, read_blob: ReadBlob) -> None:
+        self._collective = collective
+        self._read = read_blob
+        self._examined: dict[_Key, gate.Accept | Reject] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def examine(self, contribution: Contribution) -> gate.Accept | Reject | None:
+        """The hard checks' answer under the charter that decides on it; None while the blob is not here."""
+        charter = self._collective.charter_for(contribution)
+        if charter is None:
+            return Reject(code="stale", text="couldn't accept contribution: its epoch is not one of this collective")
+        key = (contribution.event, charter.gate, charter.update)
+        with self._lock:
+            known = self._examined.pop(key, None)
+            if known is not None:
+                self._examined[key] = known  # the last one used is the last one forgotten
+                return known
+        answer: gate.Accept | Reject | None = gate.oversized(charter, contribution)
+        if answer is None:
+            blob = self._read(contribution.blob)
+            if blob is None:
+                return None
+            answer = gate.examine(self._collective.id, charter, contribution, blob)
+        self._keep(key, answer)
+        return answer
+
+    def _keep(self, key: _Key, answer: gate.Accept | Reject) -> None:
+        with self._lock:
+            if key in self._examined:
+                return
+            self._examined[key] = answer
+            self._bytes += _weight(answer)
+            while self._bytes > _KEPT_BYTES and len(self._examined) > 1:
+                oldest = next(iter(self._examined))
+                self._bytes -= _weight(self._examined.pop(oldest))
+
+    def charter_of(self, epoch: Digest) -> Charter | None:
+        """The latest charter whose epoch it is."""
+        return next((c for c in reversed(self._collective.charters) if c.epoch_id == epoch), None)
+
+    def merge(
+        self, charter: Charter, contributions: Iterable[Contribution], height: int | None = None
+    ) -> Model | Missing:
+        """Merge a set of contributions under the charter's recipe. Those that fail a hard check are left out.
+
+        `height` is the one that is merged for (None: the next); former members weigh what their seat before it had.
+
+        Raises:
+            MergeRefused: a recipe that this version does not know.
+        """
+        coordinates = charter.adapter.coordinates
+        by_member: dict[MemberId, list[SparseUpdate]] = {}
+        lacking = []
+        for contribution in contributions:
+            answer = self.examine(contribution)
+            if answer is None:
+                lacking.append(contribution.blob)
+            elif not isinstance(answer, Reject):
+                by_member.setdefault(self._collective.owner(contribution.member, height), []).append(answer.update)
+        if lacking:
+            return Missing(blobs=tuple(sorted(lacking)))
+        registers = {m: merging.registers_of(updates, coordinates) for m, updates in sorted(by_member.items())}
+        weights = self._collective.weights(charter, registers, height)
+        vector = merging.merge(charter.recipe, registers, weights, len(weights), coordinates)
+        return Model(vector=vector, digest=merging.model_digest(vector), registers=registers)
+
+    def of_cut(self, charter: Charter, cut: Cut) -> Model | Missing:
+        """The model of a cut: its registers are the sums of exactly the contributions it covers."""
+        if any(self._collective.sizes.get(h.member, 0) < h.size for h in cut.place.heads):
+            return Missing(blobs=())  # entries that the cut builds on are not here yet
+        covered = self._collective.in_cut(cut)
+        return self.merge(charter, [c for published in covered.values() for c in published], cut.place.height)
+
+    def view(self, accepted: Callable[[Contribution], bool]) -> Model | Missing:
+        """The release's contributions plus the pending ones that this node accepts."""
+        charter, cut = self._collective.charter, self._collective.current_cut()
+        released = [c for published in self._collective.in_cut(cut).values() for c in published] if cut else []
+        pending = [c for c in self._collective.pending() if self.examine(c) is not None and accepted(c)]
+        return self.merge(charter, [*released, *pending])
+
+
+def completed(cut: Cut, model: Model) -> Cut:
+    """The cut with the digests of its registers and model filled in."""
+    registers = tuple(
+        RegisterDigest(member=m, digest=merging.register_digest(r)) for m, r in sorted(model.registers.items())
+    )
+    return replace(cut, registers=registers, model=model.digest)
+
+
+def matches(cut: Cut, model: Model) -> bool:
+    """Whether what was computed is what the cut says."""
+    return completed(cut, model) == cut
+
+
+def _weight(answer: gate.Accept | Reject) -> int:
+    return 256 if isinstance(answer, Reject) else answer.update.indices.nbytes + answer.update.units.nbytes + 256

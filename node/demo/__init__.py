@@ -1,0 +1,1 @@
+"""The demonstration: real nodes on one machine, looked at from outside."""

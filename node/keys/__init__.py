@@ -1,0 +1,1 @@
+"""The member's own keys: made, locked on disk, backed up."""

@@ -1,0 +1,71 @@
+"""What a swarm needs to know of this machine before it starts: its transport key, and whether its ports are free.
+
+Reads files and asks the system, starts nothing. Invariant: what is wrong is said before p2pd is started, which would
+share a taken port silently or end without a reason.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from nacl.signing import SigningKey
+
+from node.errors import BadTransport, PortTaken
+from node.network import addresses
+from protocol.errors import Refused
+
+_IDENTITY_PREFIX = bytes((0x08, 0x01, 0x12, 0x40))  # libp2p crypto.proto: Ed25519, 64 bytes of seed and public key
+
+
+def read_identity(path: Path) -> SigningKey:
+    """The transport key in the identity file of p2pd.
+
+    Raises:
+        BadTransport: there is none, or it is not of the form that p2pd reads.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise BadTransport(f"couldn't read transport key {path}: {e.strerror}") from None
+    if len(raw) != 68 or not raw.startswith(_IDENTITY_PREFIX):
+        raise BadTransport(f"couldn't read transport key {path}: not an Ed25519 identity of 68 bytes")
+    return SigningKey(raw[4:36])
+
+
+def check_ports(listen: Iterable[str]) -> None:
+    """See whether we can listen on each address (p2pd sets SO_REUSEPORT and would not notice).
+
+    Raises:
+        PortTaken: somebody else does.
+    """
+    for address in listen:
+        _, family, host, _, number = address.split("/")
+        if family not in ("ip4", "ip6") or number == "0":
+            continue
+        with socket.socket(socket.AF_INET if family == "ip4" else socket.AF_INET6) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, int(number)))
+            except OSError as e:
+                raise PortTaken(
+                    f"couldn't listen on {address}: {e.strerror}",
+                    hint="choose another port in node.toml, or stop the other program",
+                ) from None
+
+
+def with_port(listen: tuple[str, ...], visible: tuple[str, ...]) -> tuple[str, ...]:
+    """A single address with port 0 keeps, in later lives, the port that the system chose."""
+    ports = {addresses.port(address) for address in visible if is_dialable(address)}
+    if len(listen) == 1 and addresses.port(listen[0]) == 0 and len(ports) == 1:
+        return (f"{listen[0].rsplit('/', 1)[0]}/{ports.pop()}",)
+    return listen
+
+
+def is_dialable(address: str) -> bool:
+    """Whether others can use `address`: a TCP address with a port."""
+    try:
+        return addresses.port(addresses.check_address(address)) > 0
+    except Refused:
+        return False

@@ -1,0 +1,1 @@
+"""The models of this node behind an OpenAI-style API."""

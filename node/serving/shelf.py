@@ -1,0 +1,151 @@
+"""What this node serves: every release of the epoch and its own view, computed from blobs and put before the engine.
+
+Knows no API and no votes. Invariant: a version is served only after its vector was recomputed here and has the digest
+that was decided; computing again gives the same bytes, so `views/` may be lost. Which releases are served stands in our feed
+(`model.served`, `model.withdrawn`), once each over all restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from ledger import events
+from ledger.collective import Contribution
+from ledger.cuts import Cut
+from node.collective.measure import save_view
+from node.collective.replay import Missing, Replay
+from node.collective.seat import Seat
+from node.errors import BlobMissing
+from node.network.blobs import BlobStore
+from node.network.sync import Sync
+from node.ports import Engine
+from protocol.errors import FishernetError
+from protocol.ids import Digest, EventId
+
+log = logging.getLogger("fishernet.shelf")
+
+
+class Holdings:
+    """Blobs of contributions: read what is here, fetch what is not, each once, from whoever has it."""
+
+    def __init__(self, seat: Seat, blobs: BlobStore, sync: Sync, arrived: Callable[[], None]) -> None:
+        self._seat = seat
+        self._blobs = blobs
+        self._sync = sync
+        self._arrived = arrived
+        self._fetching: dict[Digest, asyncio.Task[None]] = {}
+        self.jobs: asyncio.TaskGroup | None = None
+
+    def read(self, digest: Digest) -> bytes | None:
+        """The blob, or None when it is not here or damaged (it is fetched again then)."""
+        if not self._seat.fold.known:
+            return None
+        try:
+            return self._blobs.read(digest, self._most())
+        except BlobMissing:
+            return None
+        except FishernetError as e:
+            log.warning("event=blob-unusable blob=%s cause=%s", digest[:12], e)
+            return None
+
+    def fetch(self, contributions: Iterable[Contribution]) -> None:
+        """Start to fetch the blobs that are missing."""
+        if self.jobs is None:
+            return
+        for contribution in contributions:
+            digest = contribution.blob
+            oversized = contribution.size > self._most()
+            if oversized or digest in self._fetching or self._blobs.has(digest):
+                continue
+            self._fetching[digest] = self.jobs.create_task(self._fetch(contribution))
+
+    def _most(self) -> int:
+        """The largest blob that any charter so far allowed: what was released once stays readable."""
+        return max(c.gate.max_blob_bytes for c in self._seat.fold.charters)
+
+    async def _fetch(self, contribution: Contribution) -> None:
+        try:
+            await self._sync.want_blob(contribution.blob, contribution.size, prefer=[contribution.member])
+            self._arrived()
+        except FishernetError as e:
+            log.warning("event=blob-not-fetched blob=%s code=%s cause=%s", contribution.blob[:12], e.code, e)
+        finally:
+            self._fetching.pop(contribution.blob, None)
+
+
+class Shelf:
+    """Keeps the engine's table of versions equal to what was decided and what is pending."""
+
+    def __init__(self, seat: Seat, replay: Replay, engine: Engine, holdings: Holdings) -> None:
+        self._seat = seat
+        self._replay = replay
+        self._engine = engine
+        self._holdings = holdings
+        self._served: set[Digest] = set()
+        self._models: dict[Digest, Digest] = {}  # release -> model, as the engine has them
+        self.view: Digest | None = None
+
+    async def update(self) -> list[tuple[str, Digest]]:
+        """Serve what is new; returns the names and digests that appeared."""
+        fresh: list[tuple[str, Digest]] = []
+        for decision in self._seat.fold.releases:
+            cut = decision.value
+            if (
+                isinstance(cut, Cut)
+                and decision.digest not in self._served
+                and await self._release(cut, decision.digest)
+            ):
+                fresh.append((f"release-{cut.number}", decision.digest))
+        self._record()
+        if await self._view() and self.view:
+            fresh.append(("view", self.view))
+        return fresh
+
+    async def _release(self, cut: Cut, digest: Digest) -> bool:
+        fold = self._seat.fold
+        if cut.epoch != fold.charter.epoch_id:
+            return False  # another base or shape: the engine of this epoch cannot serve it
+        self._holdings.fetch(c for covered in fold.in_cut(cut).values() for c in covered)
+        model = await asyncio.to_thread(self._replay.of_cut, fold.charter_at(cut.place.height), cut)
+        if isinstance(model, Missing):
+            return False
+        if model.digest != cut.model:
+            log.error("event=release-differs number=%s computed=%s", cut.number, model.digest[:12])
+            self._served.add(digest)
+            return False
+        path = await asyncio.to_thread(save_view, self._seat.home, model)
+        await self._engine.set_release(cut.number, digest, path, model=cut.model)
+        self._served.add(digest)
+        self._models[digest] = cut.model
+        return True
+
+    def _record(self) -> None:
+        """Write down what we began to serve, and what no engine of this epoch serves any more; later, while paused."""
+        seat, fold = self._seat, self._seat.fold
+        if seat.paused or not fold.known or fold.charter.member(seat.me) is None:
+            return
+        said = seat.book.serving(seat.me)
+        for release, model in self._models.items():
+            if release not in said:
+                seat.append(events.ModelServed(release=release, model=model))
+        for decision in fold.releases:
+            gone = isinstance(decision.value, Cut) and decision.value.epoch != fold.charter.epoch_id
+            if gone and decision.digest in said:
+                seat.append(events.ModelWithdrawn(release=decision.digest))
+
+    async def _view(self) -> bool:
+        objected = self._objected()
+        model = await asyncio.to_thread(self._replay.view, lambda c: c.event not in objected)
+        if isinstance(model, Missing) or model.digest == self.view or not model.registers:
+            return False
+        path = await asyncio.to_thread(save_view, self._seat.home, model)
+        await self._engine.set_view(model.digest, path)
+        self.view = model.digest
+        return True
+
+    def _objected(self) -> set[EventId]:
+        """Contributions we have objected to at this height."""
+        mine = self._seat.fold.tally.verdicts.get(self._seat.me, {})
+        return {o.event for _, verdict in mine.values() for o in verdict.objections}

@@ -1,0 +1,1 @@
+"""One contribution from private rows to the event that publishes it."""

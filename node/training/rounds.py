@@ -1,0 +1,347 @@
+"""The story of one contribution, from private rows to the event that publishes it. Read this first.
+
+    rows committed -> access decided and logged (`access.decided`, `data.used`) -> trained from the view in the worker, on what
+      the permits show -> learnt part added to the residual -> Fisher * r^2 picks what to send -> sparse update + card, signed
+      -> the operator's egress policy -> blob on disk -> `contribution.published`
+
+Knows no network: the seat's listeners announce. Invariant: residual, epoch, run and feed size are saved in the
+transaction that appends the event; a run that ended but was not published is published after a restart, once. A run that
+the policy keeps here leaves what it learnt in the residual; one whose data was withdrawn meanwhile leaves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from contrib import updates
+from contrib.merging import model_digest
+from ledger import events, rules
+from ledger.charter import Charter
+from node.collective.measure import Loss, Scales, save_view
+from node.collective.replay import Missing, Model, Replay, Vector
+from node.collective.seat import Seat, run_id
+from node.config import Train
+from node.data import erasing
+from node.data.egress import Egress, Reject
+from node.data.permits import Permits
+from node.data.residual import FIRST as _FIRST
+from node.data.residual import HEAD as _HEAD
+from node.data.residual import STATE
+from node.errors import NotAllowed
+from node.network.blobs import BlobStore
+from node.ports import Trainer, TrainJob
+from node.training import runs
+from node.training.runs import Ran
+from protocol import contribution as blobs
+from protocol.canon import Json
+from protocol.card import Card
+from protocol.ids import Digest
+from protocol.merkle import leaf_hash, root_of
+
+log = logging.getLogger("fishernet.rounds")
+Progress = Callable[[Mapping[str, Json]], None]
+
+
+class Rounds:
+    """Makes this member's contributions."""
+
+    def __init__(
+        self,
+        seat: Seat,
+        replay: Replay,
+        blob_store: BlobStore,
+        trainer: Trainer,
+        scales: Scales,
+        *,
+        permits: Permits,
+        egress: Egress,
+    ) -> None:
+        self._seat = seat
+        self._replay = replay
+        self._blobs = blob_store
+        self._trainer = trainer
+        self._scales = scales
+        self._permits = permits
+        self._egress = egress
+        self._lock = asyncio.Lock()
+        self.progress: dict[str, Json] = {"state": "idle"}
+
+    # -- whether -----------------------------------------------------------------------------------------------------
+    def datasets(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """Committed data sets to train on: those named in the configuration, else all."""
+        known = self._seat.fold.data.get(self._seat.me, {})
+        return tuple(d for d in (wanted or sorted(known)) if d in known)
+
+    def may_start(self, config: Train) -> bool:
+        """Whether a run should start by itself: a contributor with rows, and nothing of ours waits uncontested.
+
+        What was refused, by a grant or by the egress policy, is not tried again before something has changed.
+        """
+        fold, me = self._seat.fold, self._seat.me
+        if not fold.known or self._seat.paused or self._egress.stopped:
+            return False
+        told = [self._permits.told(d, "train") for d in self.datasets(config.datasets)]
+        if all(told) or (config.datasets and any(told)):
+            return False  # no rows, or none that may be used, or not all that were named
+        made = fold.contributions.get(me, [])
+        if config.rounds and len(made) >= config.rounds:
+            return False
+        seat = fold.charter.member(me)
+        if seat is None or seat.role != "contributor":
+            return False
+        waiting = [c for c in made if fold.fate(c) == "pending"]
+        contested = rules.contested(fold) if waiting else set()
+        return all(c.event in contested for c in waiting)
+
+    # -- one run -----------------------------------------------------------------------------------------------------
+    async def contribute(self, config: Train, progress: Progress = lambda _event: None) -> dict[str, Json]:
+        """Train once from the current view and publish; returns what the run learnt and sent (shape: cli/render.py).
+
+        Raises:
+            NotAllowed: no seat that contributes, or no committed rows.
+            AccessDenied: no grant covers them, or one of those that the configuration names; it is in the feed.
+            EgressStopped: the operator's policy keeps the result here; it is in the feed.
+            ChildError kinds: the worker was lost (nothing was published).
+        """
+        async with self._lock:
+            waiting = self.unpublished()
+            ran = waiting if waiting else await self._train(config, progress)
+            return await self._publish(ran)
+
+    def unpublished(self) -> Ran | None:
+        """The finished run of the current epoch that was not published before the node stopped."""
+        saved = self._seat.store.get_state(STATE + ".run")
+        published = saved.decode() if saved else ""
+        for ran in runs.finished(self._seat.home.runs):
+            if ran.run > published and ran.epoch == self._seat.fold.charter.epoch_id:
+                return ran
+        return None
+
+    async def _train(self, config: Train, progress: Progress) -> Ran:
+        seat, charter = self._seat, self._seat.fold.charter
+        datasets = self.datasets(config.datasets)
+        mine = charter.member(seat.me)
+        if mine is None or mine.role != "contributor":
+            raise NotAllowed("couldn't train: this node has no contributor's seat in the collective")
+        if not datasets:
+            raise NotAllowed("couldn't train: no data set is committed", hint="fishernet data add PATH --dataset NAME")
+        run = run_id()
+        model = await self._view(charter)
+        permits = self._permits.train(datasets, run, need=config.datasets)
+        datasets = tuple(permits)
+        used = [seat.fold.data[seat.me][d] for d in datasets]
+        self.progress = {"state": "training", "run": run, "step": 0, "steps": config.steps}
+        folder = seat.home.run_folder(run)
+        libraries: dict[str, str] = {}
+        try:
+            trained = await self._trainer.train(
+                TrainJob(
+                    rows=seat.home.rows_db,
+                    datasets=datasets,
+                    view=await asyncio.to_thread(save_view, seat.home, model),
+                    out=folder,
+                    permits=permits,
+                    settings={
+                        "steps": config.steps,
+                        "batch": config.batch,
+                        "length": config.length,
+                        "lr": config.learning_rate,
+                        "warmup": config.warmup,
+                        "seed": config.seed + len(seat.fold.contributions.get(seat.me, [])),
+                        "fisher_sequences": config.fisher_sequences,
+                    },
+                ),
+                lambda event: self._step(event, progress),
+            )
+            self.progress = {"state": "measuring", "run": run}
+            own = _load(trained.theta, charter)
+            losses = await self._scales.losses(
+                {"view": model, "own": Model(vector=own, digest=model_digest(own), registers={})}
+            )
+            libraries = dict(await self._trainer.libraries())
+        finally:
+            self.progress = {"state": "idle"}
+        ran = Ran(
+            run=run,
+            epoch=charter.epoch_id,
+            view=model.digest,
+            view_vector=seat.home.view_file(model.digest),
+            theta=trained.theta,
+            fisher=trained.fisher,
+            datasets=datasets,
+            purpose=self._permits.purpose,
+            train_root=_joint([c.train_root for c in used]),
+            held_out_root=_joint([c.held_out_root for c in used]),
+            train_rows=sum(c.train_rows for c in used),
+            steps=config.steps,
+            tokens=trained.tokens,
+            seconds=trained.seconds,
+            before=_nats(losses.get("view")),
+            after=_nats(losses.get("own")),
+            libraries=libraries,
+        )
+        runs.keep(folder, ran)
+        return ran
+
+    async def _view(self, charter: Charter) -> Model:
+        model = await asyncio.to_thread(self._replay.view, lambda _c: True)
+        if isinstance(model, Missing):
+            model = await asyncio.to_thread(self._replay.merge, charter, [])
+        if isinstance(model, Missing):
+            raise NotAllowed("couldn't train: the view cannot be computed yet")
+        return model
+
+    def _step(self, event: Mapping[str, Json], progress: Progress) -> None:
+        if event.get("event") == "step":
+            self.progress = {**self.progress, "step": event.get("step"), "loss": _centi(event.get("loss"))}
+        progress(event)
+
+    # -- publishing --------------------------------------------------------------------------------------------------
+    async def _publish(self, ran: Ran) -> dict[str, Json]:
+        seat, charter = self._seat, self._seat.fold.charter
+        self._refuse_forgotten(ran)
+        self._egress.in_force()
+        self._permits.still(ran.datasets, ran.run, {STATE + ".run": ran.run.encode()})
+        learnt, left, made = await asyncio.to_thread(self._make, ran, charter)
+        number = 1 + sum(c.epoch == ran.epoch for c in seat.fold.contributions.get(seat.me, []))
+        card = Card(
+            collective=seat.collective,
+            member=seat.me,
+            epoch=ran.epoch,
+            base=charter.base.digest,
+            number=number,
+            view=ran.view,
+            train_root=ran.train_root,
+            held_out_root=ran.held_out_root,
+            train_rows=ran.train_rows,
+            steps=ran.steps,
+            tokens=ran.tokens,
+            epsilon_micro=None,
+            selection=updates.DEFAULT_RULE,
+            density_ppm=charter.update.density_ppm,
+            value_bits=charter.update.value_bits,
+            coordinates=charter.adapter.coordinates,
+            sent=made.update.sent,
+            norm_micro=made.norm_micro,
+            loss_before=round(ran.before * 100),
+            loss_after=round(ran.after * 100),
+            libraries=ran.libraries,
+        )
+        blob = blobs.pack(card, made.data, seat.key)
+        answer = self._egress.examine(blob, [ran.purpose], coordinates=charter.adapter.coordinates)
+        if isinstance(answer, Reject):
+            raise self._egress.refuse(ran.run, answer, self._state(ran, learnt))
+        digest = await asyncio.to_thread(self._blobs.put, blob)
+        self._refuse_forgotten(ran)  # again: nothing comes between this and the entry
+        state = self._state(ran, left)
+        if number == 1:
+            state[_FIRST] = _pack(ran.epoch, self._next_size(), _load(ran.theta, charter))
+        seat.append(
+            events.Published(epoch=ran.epoch, number=number, blob=digest, size=len(blob), run=ran.run), state=state
+        )
+        log.info("event=published number=%s bytes=%s blob=%s", number, len(blob), digest[:12])
+        await asyncio.to_thread(self._forget_runs, ran.run)
+        return {
+            "run": ran.run,
+            "steps": ran.steps,
+            "tokens": ran.tokens,
+            "seconds": round(ran.seconds),
+            "loss_before": card.loss_before,
+            "loss_after": card.loss_after,
+            "digest": digest,
+            "bytes": len(blob),
+            "sent": card.sent,
+            "number": number,
+        }
+
+    def _refuse_forgotten(self, ran: Ran) -> None:
+        """Throw a run away when rows that it was trained on were forgotten meanwhile."""
+        if erasing.is_forgotten(self._seat.store, ran.run):
+            shutil.rmtree(self._seat.home.run_folder(ran.run), ignore_errors=True)
+            raise NotAllowed(
+                "couldn't publish run: rows that it was trained on were forgotten meanwhile; it was thrown away"
+            )
+
+    def first_own(self) -> Model | None:
+        """What our first run of this epoch learnt alone, from our own rows only."""
+        saved = self._seat.store.get_state(_FIRST)
+        if saved is None:
+            return None
+        name, _size, coordinates = _HEAD.unpack_from(saved)
+        charter = self._seat.fold.charter
+        if name.hex() != charter.epoch_id or coordinates != charter.adapter.coordinates:
+            return None
+        vector = np.frombuffer(saved, dtype="<f4", offset=_HEAD.size).astype(np.float32)
+        return Model(vector=vector, digest=model_digest(vector), registers={})
+
+    def _state(self, ran: Ran, residual: Vector) -> dict[str, bytes]:
+        """What is saved with the next entry of our feed: this run is done, and this much is learnt and not published."""
+        return {STATE: _pack(ran.epoch, self._next_size(), residual), STATE + ".run": ran.run.encode()}
+
+    def _next_size(self) -> int:
+        return self._seat.fold.sizes.get(self._seat.me, 0) + 1
+
+    def _make(self, ran: Ran, charter: Charter) -> tuple[Vector, Vector, updates.Made]:
+        """All that is learnt and not published, what is left of it after the update, and the update taken out of it."""
+        theta, view = _load(ran.theta, charter), _load(ran.view_vector, charter)
+        residual = self._residual(ran.epoch, charter) + (theta - view)
+        made = updates.make(
+            _load(ran.fisher, charter),
+            residual,
+            density_ppm=charter.update.density_ppm,
+            value_bits=charter.update.value_bits,
+            block=charter.update.block,
+        )
+        left = residual.copy()
+        left[made.update.indices] -= made.update.values()
+        return residual, left, made
+
+    def _residual(self, epoch: Digest, charter: Charter) -> Vector:
+        """Learnt but not published; zero in a new epoch, and when our feed has grown elsewhere since it was saved."""
+        zero = np.zeros(charter.adapter.coordinates, dtype=np.float32)
+        saved = self._seat.store.get_state(STATE)
+        if saved is None:
+            return zero
+        name, size, coordinates = _HEAD.unpack_from(saved)
+        ours = self._seat.fold.contributions.get(self._seat.me, [])
+        behind = bool(ours) and ours[-1].source.seq + 1 > size
+        if name.hex() != epoch or coordinates != len(zero) or behind:
+            return zero
+        return np.frombuffer(saved, dtype="<f4", offset=_HEAD.size).astype(np.float32)
+
+    def _forget_runs(self, last: str) -> None:
+        for folder in self._seat.home.runs.iterdir():
+            if folder.is_dir() and folder.name < last:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _joint(roots: list[Digest]) -> Digest:
+    """One root for several data sets: their own when there is one, else the RFC 6962 root over their roots."""
+    if len(roots) == 1:
+        return roots[0]
+    return Digest(root_of([leaf_hash(bytes.fromhex(r)) for r in roots]).hex())
+
+
+def _load(path: Path, charter: Charter) -> Vector:
+    vector = np.load(path, allow_pickle=False)
+    if vector.dtype != np.float32 or vector.shape != (charter.adapter.coordinates,):
+        raise NotAllowed(f"couldn't use {path.name}: not a vector of this epoch")
+    return np.asarray(vector, dtype=np.float32)
+
+
+def _pack(epoch: Digest, size: int, residual: Vector) -> bytes:
+    return _HEAD.pack(bytes.fromhex(epoch), size, len(residual)) + residual.astype("<f4").tobytes()
+
+
+def _nats(loss: Loss | None) -> float:
+    return max(0.0, loss.nats) if loss else 0.0
+
+
+def _centi(loss: Json) -> Json:
+    return round(loss, 2) if isinstance(loss, int | float) else None
