@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from protocol.canon import Json
 from protocol.ids import Digest, PeerId
 
@@ -81,12 +84,15 @@ class Network(Protocol):
 class ServedModel:
     """One version of one model, as a request binds to it. `name` is the canonical name, never an alias."""
 
-    name: str  # "base" | "view" | "release-<height>"
+    name: str  # "base" | "view" | "release-<height>" | the name of a member's adapter
     digest: Digest  # the release, for a view the view's model digest, for the base the base digest
-    vector: Path | None  # float32 [coordinates] .npy; None: the bare base
+    vector: Path | None  # float32 [coordinates] .npy; None: the bare base, or an adapter folder
     model: Digest | None = None  # digest of the vector; checked when it is loaded
     height: int | None = None
     created: int = 0  # seconds since 1970
+    folder: Path | None = None  # a PEFT adapter folder instead of a vector
+    spec: Mapping[str, Json] | None = None  # the adapter's shape when it is not the charter's
+    owner: str = ""  # organisation or member: requests of one owner share its part of the machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +116,28 @@ Prompt: TypeAlias = str | Chat | Tokens
 class Sampling:
     """How to draw tokens. `temperature` 0 is greedy; answer i of `n` is drawn with `seed` + i."""
 
-    max_tokens: int | None = None  # None: the engine's own limit, or what the context leaves
+    max_tokens: int | None = None  # None: the engine's own limit, or what the context leaves; 0 only with `echo`
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0  # of the most likely token's probability
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    n: int = 1
+    n: int = 1  # at most 8
+    logprobs: int | None = None  # alternatives scored with each token, at most 20; 0: only the drawn one
+    echo: bool = False  # the prompt's tokens come first, with scores when `logprobs` is given
+    json: str | None = None  # "": any JSON object; else the text of a JSON schema the answer must follow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScore:
+    """One token of an answer or an echoed prompt, scored in nats by the model before temperature and cuts."""
+
+    id: int
+    text: str
+    raw: bytes  # part of a character, where a token ends inside one
+    logprob: float | None  # None: the first token of a prompt
+    top: tuple[tuple[str, bytes, float], ...] = ()  # the likeliest: text, bytes, log-probability; best first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +146,8 @@ class Piece:
 
     text: str
     index: int = 0
-    finish: str | None = None  # "stop" | "length"
+    finish: str | None = None  # "stop" | "length" | "deadline"
+    tokens: tuple[TokenScore, ...] = ()  # only when the request asked for `logprobs`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +156,7 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0  # prompt tokens that the prefix cache held
 
 
 class Engine(Protocol):
@@ -154,8 +178,27 @@ class Engine(Protocol):
         """Serve a release under its height and digest, and as "latest" when it is the highest."""
         ...
 
-    def generate(self, model: ServedModel, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece | Usage, None]:
-        """Stream the answers; the last value is a Usage. Raises ContextTooLong, JobRefused, Busy, ChildDied."""
+    def generate(
+        self,
+        model: ServedModel,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        tenant: str = "",
+        deadline: float | None = None,
+    ) -> AsyncGenerator[Piece | Usage, None]:
+        """Stream the answers; the last value is a Usage. Raises ContextTooLong, JobRefused, Busy, ChildDied.
+
+        `tenant` is who asks, for fairness; `deadline`, in seconds from now, ends the answers with finish "deadline".
+        """
+        ...
+
+    async def embed(self, inputs: Sequence[Prompt]) -> tuple[npt.NDArray[np.float32], Usage]:
+        """[inputs, hidden]: mean of the base's last hidden states, L2-normalised. Raises as `generate` does."""
+        ...
+
+    async def stats(self) -> Mapping[str, Json]:
+        """Counters and levels of the engine, flat but for `per_adapter`; empty while it is not loaded."""
         ...
 
 

@@ -31,6 +31,7 @@ def shared() -> Path:
     return path
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook: marks that are set after it are never seen
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files stay together on one worker, and all tests of the running line share one collective; they come first."""
     items.sort(key=lambda item: item.path.parent.name != "line")  # the longest group, so that no worker waits for it

@@ -1,6 +1,6 @@
 """The node's models: which version a name stands for, and answers from the engine process.
 
-Holds the table of names ("base", "view", "latest", "release-<height>", digests) and talks to `node.serving.engine` over
+Holds the table of names (`node.serving.names`) and talks to `node.serving.engine` over
 `node.children`. It imports no torch and knows nothing of HTTP. A vector's file must stay where it is while it is in the
 table; nothing here writes a file.
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -20,18 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from node.children import Child, Command, python
-from node.errors import BadVector, Busy, ChildError, JobRefused, UnknownModel
+from node.errors import BadVector, Busy, ChildError, JobRefused
 from node.jobs import Event, Job
 from node.ports import Chat, Piece, Prompt, Sampling, ServedModel, Tokens, Usage
+from node.serving.names import BASE, VIEW, Names
 from node.serving.vectors import read_vector
 from protocol.ids import Digest, short
 
 log = logging.getLogger("fishernet.serving")
 
-BASE, VIEW, LATEST = "base", "view", "latest"
 MOST_WAITING = 16  # requests under way or queued; the engine answers one at a time
 ANSWER_TIMEOUT = 900.0  # s from admission to the last token, the queue included
-NEAR_NAMES = 3
 
 
 class Serving:
@@ -52,9 +50,7 @@ class Serving:
         self._load: Job = {"job": "load", "model": str(model), "spec": dict(adapter)}
         self.coordinates: int | None = adapter.get("coordinates")
         self._most_waiting, self._now = most_waiting, now
-        self._base = ServedModel(name=BASE, digest=base, vector=None, created=int(now()))
-        self._view: ServedModel | None = None
-        self._releases: dict[int, ServedModel] = {}
+        self.names = Names(base=ServedModel(name=BASE, digest=base, vector=None, created=int(now())))
         self._under_way = 0
         argv = python("node.serving.engine", "--threads", str(threads))
         self.child = Child(Command(name="engine", argv=argv, env=env or {}), setup=lambda: [self._load])
@@ -81,38 +77,18 @@ class Serving:
 
     # -- versions ----------------------------------------------------------------------------------------------------
     def models(self) -> Sequence[ServedModel]:
-        """Base, view, and the releases from the newest to the oldest."""
-        view = [self._view] if self._view else []
-        return (self._base, *view, *(self._releases[height] for height in sorted(self._releases, reverse=True)))
-
-    @property
-    def latest(self) -> ServedModel | None:
-        """The release of the greatest height."""
-        return self._releases[max(self._releases)] if self._releases else None
+        """Base, view, the releases from the newest to the oldest, the members' adapters."""
+        return self.names.listed()
 
     def find(self, name: str) -> ServedModel:
-        """The version that a name stands for now.
-
-        Raises:
-            UnknownModel: no version has this name or digest; the error names near ones.
-        """
-        if name == LATEST and self.latest is not None:
-            return self.latest
-        for model in self.models():
-            if name in (model.name, model.digest):
-                return model
-        names = [model.name for model in self.models()] + ([LATEST] if self._releases else [])
-        near = tuple(difflib.get_close_matches(name, names, n=NEAR_NAMES, cutoff=0.5))
-        hint = "did you mean " + " or ".join(near) + "?" if near else "there are: " + ", ".join(names[:8])
-        if name in (VIEW, LATEST):
-            hint = "nothing has been merged yet: ask for base until the first contribution or release arrives"
-        raise UnknownModel(f"couldn't find model {name[:80]!r}: this node does not serve it", near=near, hint=hint)
+        """The version that a name, a digest or `name@digest` means now (raises UnknownModel)."""
+        return self.names.find(name)
 
     async def set_view(self, view: Digest, vector: Path) -> None:
         """Serve the view with model digest `view`. Raises BadVector, and then goes on with the one before."""
         model = ServedModel(name=VIEW, digest=view, vector=vector, model=view, created=int(self._now()))
         await self._check(model)
-        self._view = model
+        self.names = self.names.with_view(model)
         log.info("served name=view digest=%s", short(view))
 
     async def set_release(self, height: int, release: Digest, vector: Path, *, model: Digest | None = None) -> None:
@@ -126,12 +102,25 @@ class Serving:
             created=int(self._now()),
         )
         await self._check(served)
-        self._releases[height] = served
+        self.names = self.names.with_release(served)
         log.info("served name=%s digest=%s", served.name, short(release))
 
     def drop_release(self, height: int) -> None:
         """Stop serving a release; requests under way end on it."""
-        self._releases.pop(height, None)
+        self.names = self.names.without_release(height)
+
+    async def set_member(self, name: str, vector: Path, *, model: Digest, owner: str = "") -> None:
+        """Serve what one member has contributed as `name` from now on (raises BadVector)."""
+        served = ServedModel(
+            name=name, digest=model, vector=vector, model=model, created=int(self._now()), owner=owner
+        )
+        await self._check(served)
+        self.names = self.names.with_member(served)
+        log.info("served name=%s digest=%s", name, short(model))
+
+    def drop_member(self, name: str) -> None:
+        """Serve no adapter under this name any more; requests under way end on it."""
+        self.names = self.names.without_member(name)
 
     async def _check(self, model: ServedModel) -> None:
         """Read the vector once before it enters the table, and hand it to the engine if that is up."""
