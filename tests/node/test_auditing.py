@@ -142,7 +142,7 @@ def test_every_members_copy_gives_the_same_audit(honest: Table, tmp_path: Path) 
 
 def test_the_audit_needs_no_torch_and_no_network_library(held: Directory) -> None:
     program = (
-        "import sys; from pathlib import Path; from node import auditing;"
+        "import sys; from pathlib import Path; from node.audits import auditing;"
         f"held = Path({str(held.path)!r});"
         f"r = auditing.run(held / 'ledger.db', held / 'blobs', {held.collective!r}, None);"
         "bad = {'torch', 'transformers', 'peft', 'hivemind', 'libp2p', 'asyncio'} & set(sys.modules);"
