@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Hundreds of short Python processes start in the tests; compiling the package anew in each of them would cost minutes.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup check test test-slow demo bench lock clean
 
 setup: $(STAMP)
@@ -22,7 +25,7 @@ check: setup
 	$(BIN)/lint-imports
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -1,7 +1,7 @@
 """The adapter that all members of an epoch share: LoRA whose A is frozen and drawn from a seed, and whose B is learnt.
 
 With A fixed, the update scale*B*A is linear in B: merging, removing and sparsifying B are exact (FFA-LoRA, arXiv
-2403.12313). `layout` and `frozen_a` need no torch; `attach`, `load_b` and `read_b` work on a PEFT model.
+2403.12313). `layout`, `factors` and `frozen_a` need no torch; `attach`, `load_b` and `read_b` work on a PEFT model.
 
 Invariant: a flat vector holds B of every module in the order of the modules' names, each [out, rank] row by row, and
 the bytes of A depend on seed, module name, rank and width only, on every machine (no library's random generator).
@@ -13,6 +13,7 @@ import hashlib
 import math
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,11 +95,16 @@ def layout(folder: Path, spec: AdapterSpec) -> Layout:
         BadAdapter: a target matches no two-dimensional weight.
     """
     shapes = {name.removesuffix(".weight"): t.shape for name, t in tensors(folder).items() if name.endswith(".weight")}
-    found = [
-        (name, shape[1], shape[0])
-        for name, shape in sorted(shapes.items())
-        if len(shape) == 2 and _is_target(name, spec.targets)
-    ]
+    return layout_of({name: (shape[1], shape[0]) for name, shape in shapes.items() if len(shape) == 2}, spec)
+
+
+def layout_of(linears: Mapping[str, tuple[int, int]], spec: AdapterSpec) -> Layout:
+    """Which of these modules (name -> width in, width out) the adapter touches.
+
+    Raises:
+        BadAdapter: a target matches none of them.
+    """
+    found = [(name, *linears[name]) for name in sorted(linears) if _is_target(name, spec.targets)]
     _check_targets(spec, [name for name, _, _ in found])
     return Layout(modules=tuple(found), coordinates=sum(out * spec.rank for _, _, out in found))
 
@@ -114,6 +120,26 @@ def frozen_a(seed: str, name: str, rank: int, width: int) -> Vector:
     bits = np.unpackbits(np.frombuffer(stream, dtype=np.uint8), bitorder="little")[: rank * width]
     entry = np.float32(1.0 / math.sqrt(width))
     return np.where(bits == 1, entry, -entry).astype(np.float32).reshape(rank, width)
+
+
+def factors(folder: Path, spec: AdapterSpec, vector: Vector) -> list[tuple[str, Vector, Vector]]:
+    """Each module's name, A [rank, in] and B [out, rank], without torch; the change of its weight is scale * B.A.
+
+    Raises:
+        BadModel: the folder holds no readable model.
+        BadAdapter: a target matches nothing, or the vector has another length, or holds infinities or NaN.
+    """
+    shape = layout(folder, spec)
+    if vector.shape != (shape.coordinates,):
+        raise BadAdapter(f"couldn't use adapter: {vector.size} coordinates where the model takes {shape.coordinates}")
+    if not np.isfinite(vector).all():
+        raise BadAdapter("couldn't use adapter: it holds infinities or NaN")
+    found, at = [], 0
+    for name, wide, out in shape.modules:
+        b = vector[at : at + out * spec.rank].reshape(out, spec.rank)
+        found.append((name, frozen_a(spec.seed, name, spec.rank, wide), b))
+        at += out * spec.rank
+    return found
 
 
 def attach(model: Any, spec: AdapterSpec, *, name: str = "default") -> Any:
@@ -145,8 +171,20 @@ def attach(model: Any, spec: AdapterSpec, *, name: str = "default") -> Any:
             peft = model
         else:
             peft = get_peft_model(model, config, adapter_name=name)
-    _fill_a(peft, spec, name)
+    reset(peft, spec, name=name)
     return peft
+
+
+def reset(model: Any, spec: AdapterSpec, *, name: str = "default") -> None:
+    """Set adapter `name` to its beginning: A from the seed, and frozen; B zero."""
+    import torch
+
+    with torch.no_grad():
+        for path, part in _parts(model, "lora_A", name):
+            part.copy_(torch.from_numpy(frozen_a(spec.seed, path, part.shape[0], part.shape[1])))
+            part.requires_grad_(False)
+        for _, part in _parts(model, "lora_B", name):
+            part.zero_()
 
 
 def load_b(model: Any, vector: Vector, *, name: str = "default") -> None:
@@ -214,14 +252,3 @@ def _parts(model: Any, kind: str, name: str) -> list[tuple[str, Any]]:
     if not found:
         raise BadAdapter(f"couldn't find adapter {name}: the model does not carry it")
     return sorted(found, key=lambda pair: pair[0])
-
-
-def _fill_a(model: Any, spec: AdapterSpec, name: str) -> None:
-    import torch
-
-    with torch.no_grad():
-        for path, part in _parts(model, "lora_A", name):
-            part.copy_(torch.from_numpy(frozen_a(spec.seed, path, part.shape[0], part.shape[1])))
-            part.requires_grad_(False)
-        for _, part in _parts(model, "lora_B", name):
-            part.zero_()

@@ -23,6 +23,8 @@ Refused
 │   └── WrongModel              whole, but not a model this program can train
 ├── UnknownModel                no model of that name or digest in the cache
 ├── BadAdapter                  adapter shape, vector and model that do not fit together
+├── ExportExists                something lies where an export should go
+├── BadExport                   an exported folder is not what its card says
 ├── NothingToLearn              no row gives a sequence to train or measure on
 ├── BadJob                      a request to the worker that makes no sense
 ├── Diverged                    training left the finite numbers
@@ -210,6 +212,18 @@ class BadAdapter(Refused):
     """Adapter shape, vector and model that do not fit together."""
 
     code: ClassVar[str] = "bad-adapter"
+
+
+class ExportExists(Refused):
+    """Something lies where an export should go, and it may not be replaced."""
+
+    code: ClassVar[str] = "export-exists"
+
+
+class BadExport(Refused):
+    """An exported folder is not what its card says, or has none."""
+
+    code: ClassVar[str] = "bad-export"
 
 
 class NothingToLearn(Refused):

@@ -18,7 +18,7 @@ import numpy as np
 
 from contrib import adapters
 from contrib.adapters import AdapterSpec, Vector
-from contrib.encoding import IGNORED, Codec, Encoded, batch, codec_of
+from contrib.encoding import IGNORED, Codec, Encoded, batch
 from contrib.errors import WrongModel
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """A PEFT model whose B alone is trainable, its tokenizer, and where it runs."""
+    """A model with an adapter whose B alone is trainable, its tokenizer, and where it runs."""
 
     model: Any
     codec: Codec
@@ -55,25 +55,41 @@ def load(folder: Path, spec: AdapterSpec, *, device: str | None = None, bf16: bo
         TokenizerUnfit: its tokenizer has no end token.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from contrib import llama, tokenizer
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     fast = native_bf16(where) if bf16 is None else bf16
     expected = adapters.layout(folder, spec)  # damage is found here, in plain words
+    codec = tokenizer.read(folder).codec()
     try:
-        offline: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(folder, **offline)
-        base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **offline)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
-        raise WrongModel(f"couldn't load the model in {folder}: {str(e).strip().splitlines()[0]}") from e
-    model = adapters.attach(base, spec)
+        config = llama.read_config(folder)
+    except llama.Unfit:
+        model = adapters.attach(_whole(folder), spec)
+    else:
+        names = [name for name, _, _ in expected.modules]
+        model = llama.attach(llama.load(folder, config), names, spec.rank, spec.scale)
+        adapters.reset(model, spec)
     if tuple(adapters.modules(model)) != expected.modules:
         raise WrongModel(f"couldn't load the model in {folder}: its modules are not those its files name")
     if fast:
         _narrow(model)
-    model.config.use_cache = False
     model.to(where).eval()  # there is no dropout, so evaluation mode computes the same and keeps fewer buffers
-    return Learner(model=model, codec=codec_of(tokenizer), coordinates=expected.coordinates, device=where, bf16=fast)
+    return Learner(model=model, codec=codec, coordinates=expected.coordinates, device=where, bf16=fast)
+
+
+def _whole(folder: Path) -> Any:
+    """The model as transformers has it, for families that `contrib.llama` does not cover."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    offline: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    try:
+        base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **offline)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e:
+        raise WrongModel(f"couldn't load the model in {folder}: {str(e).strip().splitlines()[0]}") from e
+    base.config.use_cache = False
+    return base
 
 
 def token_losses(learner: Learner, sequences: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from contrib import adapters
 from contrib.adapters import Vector
@@ -23,9 +23,13 @@ from contrib.learner import Learner, token_losses
 from contrib.permit import Permit
 from contrib.rows import Row, RowStore
 
+if TYPE_CHECKING:
+    import torch
+
 T = TypeVar("T")
 OnStep = Callable[[int, float], None]  # steps done, loss of the last one in nats per token
 
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
 _SHORT_ROW = 8  # tokens; rows on average are longer, so this many rows per sequence are always enough
 
 
@@ -70,7 +74,7 @@ def train(
     *,
     on_step: OnStep = lambda _step, _loss: None,
 ) -> Trained:
-    """Train B from `view` (None: from zero) with AdamW, linear warmup and gradient clipping.
+    """Train B from `view` (None: from zero) with Adam, linear warmup and gradient clipping.
 
     Every sequence is used once before any is used again.
 
@@ -87,17 +91,14 @@ def train(
     torch.manual_seed(settings.seed)
     learner.use(view)
     parameters = adapters.trainable(learner.model)
-    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
+    optimizer = Adam(parameters)
     losses: list[float] = []
     tokens = 0
     warmup = max(1, min(settings.warmup, settings.steps // 2))
     for step, group in enumerate(_batches(sequences, settings), 1):
-        rate = settings.lr * min(1.0, step / warmup)
-        for entry in optimizer.param_groups:
-            entry["lr"] = rate
         nats, counted = token_losses(learner, group)
         loss = nats.sum() / counted.sum()
-        optimizer.zero_grad()
+        learner.model.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
         losses.append(loss.item())
@@ -105,12 +106,36 @@ def train(
             raise Diverged(
                 f"couldn't train: the loss is {losses[-1]} at step {step}; use a smaller lr than {settings.lr}"
             )
-        optimizer.step()
+        optimizer.step(settings.lr * min(1.0, step / warmup))
         tokens += int(counted.sum())
         on_step(step, losses[-1])
-    optimizer.zero_grad()
+    learner.model.zero_grad()
     theta = adapters.read_b(learner.model)
     return Trained(theta=theta, losses=tuple(losses), tokens=tokens, seconds=time.monotonic() - began)
+
+
+class Adam:
+    """Adam (arXiv 1412.6980) without weight decay: the very sums of `torch.optim.AdamW`, whose first use loads a compiler."""
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        import torch
+
+        self._parameters = [(part, torch.zeros_like(part), torch.zeros_like(part)) for part in parameters]
+        self._steps = 0
+
+    def step(self, lr: float) -> None:
+        """Move every parameter along its gradient."""
+        import torch
+
+        self._steps += 1
+        first, second = 1 - _BETAS[0] ** self._steps, 1 - _BETAS[1] ** self._steps
+        with torch.no_grad():
+            for part, mean, square in self._parameters:
+                if part.grad is None:
+                    continue
+                mean.lerp_(part.grad, 1 - _BETAS[0])
+                square.mul_(_BETAS[1]).addcmul_(part.grad, part.grad, value=1 - _BETAS[1])
+                part.addcdiv_(mean, (square.sqrt() / math.sqrt(second)).add_(_EPSILON), value=-lr / first)
 
 
 def draw(

@@ -90,6 +90,9 @@ class Collective(Standing):
                 self.data.setdefault(member, {})[event.dataset] = event
             case events.Published():
                 self._publish(source, event)
+            case events.ErasureRequested():
+                for contribution in event.contributions:
+                    self.forgotten.setdefault(contribution, set()).add(source)
             case events.Verdict():
                 self._tally(event.height).judge(source, event)
             case events.Proposed():

@@ -12,7 +12,7 @@
     ├── FeedBehind                  a longer copy of our own feed exists elsewhere: fetch it before appending
     ├── StoreBusy                   another program keeps the database locked; nothing was written
     ├── StoreFull                   no room on the disk; nothing was written
-    └── EraseUnfinished             bodies are deleted, but a reader keeps their bytes in the write-ahead log
+    └── EraseUnfinished             bodies are deleted, but their bytes may still stand in the raw file (a reader, no room)
     Fatal
     ├── StoreLocked                 another process uses this ledger
     └── StoreBroken                 the database cannot be read or written

@@ -8,17 +8,19 @@ adds those checks. The answer is a value: `Fits`, `Unfit(reason)`, or `Lacking` 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from ledger.amending import amended
 from ledger.collective import Collective, Contribution, leaf_at
-from ledger.cuts import Amendment, Cut, Exclusion, FeedHead, Last, Place, Value
+from ledger.cuts import MAX_LIST, Amendment, Cut, Exclusion, FeedHead, Last, Place, Value
 from protocol.errors import Refused
 from protocol.ids import Digest, EventId, MemberId
 
 WORSE = "worse"  # reason of a first vote: our own held-out loss rose by more than the charter tolerates
-REFUSED = "refused"  # reason of an exclusion by soft objections; every other reason is a hard fault of the blob
+REFUSED = "refused"  # reason of an exclusion by soft objections
+ERASED = "erased"  # reason of one that the contribution's own author asked for; every other reason is a hard fault of the blob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,20 +148,27 @@ def _new_exclusions(collective: Collective, cut: Cut, previous: Cut | None) -> t
     """The exclusions that claim a fault of the blob, once every other one is proven by the ledger or carried over."""
     carried = {x.event: x for x in previous.excluded} if previous else {}
     mine = {c.event for taken in collective.covered(cut.place, cut.epoch).values() for c in taken}
+    asked = erased(collective, cut.place)
     hard: list[Exclusion] = []
     for exclusion in cut.excluded:
         if carried.pop(exclusion.event, None) == exclusion:
             continue
+        request = asked.pop(exclusion.event, None)  # left out is left out, whatever the reason
         if exclusion.event not in mine:
             return Unfit(reason="exclusion-outside-cut")
         if exclusion.reason == REFUSED:
             if not _refused(collective, cut.place, exclusion):
                 return Unfit(reason="exclusion-without-evidence")
+        elif exclusion.reason == ERASED:
+            if request is None or exclusion.evidence != (request,):
+                return Unfit(reason="exclusion-without-evidence")
         elif exclusion.evidence:  # the blob itself is the proof, and everybody looks at it
             return Unfit(reason="exclusion-with-evidence")
         else:
             hard.append(exclusion)
-    return Unfit(reason="exclusion-forgotten") if carried else tuple(hard)
+    if carried or asked:
+        return Unfit(reason="exclusion-forgotten" if carried else "erasure-ignored")
+    return tuple(hard)
 
 
 def witnessed(collective: Collective, contribution: Contribution, within: Callable[[MemberId], int]) -> bool:
@@ -209,6 +218,56 @@ def refused(collective: Collective, sizes: Mapping[MemberId, int]) -> tuple[Excl
         if len(evidence) > len(collective.charter.voters) - collective.charter.quorum:
             found.append(Exclusion(event=contribution.event, reason=REFUSED, evidence=tuple(sorted(evidence.values()))))
     return tuple(sorted(found, key=lambda x: x.event))
+
+
+def erased(collective: Collective, where: Place) -> dict[EventId, EventId]:
+    """Contributions that a cut at `where` has to leave out: their own author asked for it inside the head vector.
+
+    Each with such a request, the lowest id of several; what the cut before leaves out already is not among them. Of one seat as
+    many as its share of the exclusions that a cut can list, the oldest first: nobody can fill them all.
+    """
+    if not collective.forgotten:
+        return {}
+    previous = collective.current_cut()
+    old = {x.event for x in previous.excluded} if previous else set()
+    used = Counter(collective.owner(collective.sources[event].member, where.height) for event in old)
+    found: dict[EventId, EventId] = {}
+    for seat, taken in collective.covered(where, collective.charter.epoch_id).items():
+        asked = {c.event: _requests(collective, where, c) for c in taken if c.event not in old}
+        named = [(event, min(requests)) for event, requests in asked.items() if requests]
+        found |= dict(named[: max(0, share(collective) - used[seat])])
+    return found
+
+
+def forgotten(collective: Collective) -> set[EventId]:
+    """What the next cut would have to leave out if it covered everything that is here."""
+    if not collective.forgotten:
+        return set()
+    held = {m: n for m, n in collective.sizes.items() if m in collective.ever_members()}
+    return set(erased(collective, place(collective, held)))
+
+
+def containing(collective: Collective, events: Collection[EventId]) -> dict[int, Digest]:
+    """Releases of this epoch with one of these contributions in them: digest by number."""
+    epoch, found = collective.charter.epoch_id, {}
+    for decision in collective.releases if events else ():
+        cut = decision.value
+        if isinstance(cut, Cut) and cut.epoch == epoch:
+            if any(c.event in events for taken in collective.in_cut(cut).values() for c in taken):
+                found[cut.number] = decision.digest
+    return found
+
+
+def superseded(collective: Collective) -> set[Digest]:
+    """Releases of this epoch with something in them that the newest one leaves out because its author asked for it."""
+    newest = collective.current_cut()
+    gone = {x.event for x in newest.excluded if x.reason == ERASED} if newest else set()
+    return set(containing(collective, gone).values())
+
+
+def share(collective: Collective) -> int:
+    """How many exclusions one member may cause in a cut."""
+    return max(1, MAX_LIST // 2 // max(1, len(collective.charter.contributors)))
 
 
 def objections(collective: Collective, where: Place, event: EventId) -> dict[MemberId, EventId]:
@@ -264,6 +323,18 @@ def _refused(collective: Collective, where: Place, exclusion: Exclusion) -> bool
     evidence = objections(collective, where, exclusion.event)
     enough = len(evidence) > len(collective.charter.voters) - collective.charter.quorum
     return enough and tuple(sorted(evidence.values())) == exclusion.evidence
+
+
+def _requests(collective: Collective, where: Place, contribution: Contribution) -> set[EventId]:
+    """Requests inside a head vector in which the seat that published a contribution asks to forget what it was trained on."""
+    seat = collective.seat_at(contribution.member, where.height)
+    found = set()
+    for source in collective.forgotten.get(contribution.event, ()):
+        feed, inside = source.member, source.seq < where.size_of(source.member)
+        end = seat.reach(feed) if seat is not None and seat == collective.seat_at(feed, where.height) else 0
+        if inside and (end is None or source.seq < end):
+            found.add(source.event)
+    return found
 
 
 def _within(where: Place, collective: Collective, event: EventId) -> bool:

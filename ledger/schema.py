@@ -67,6 +67,9 @@ _INSERT_RULES: Final = {
 }
 _DELETE_RULES: Final = {"bodies": "NOT EXISTS (SELECT 1 FROM erased WHERE feed = OLD.feed AND seq = OLD.seq)"}
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)  # the latter: no room for the log's index
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED_WRITES: Final = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 _APPEND_ONLY: Final = frozenset(_INSERT_RULES)
 # What the writing connection may still set once it is open; reading a pragma is always allowed.
 _SETTABLE: Final = frozenset({"wal_checkpoint", "busy_timeout", "max_page_count", "integrity_check", "table_info"})
@@ -156,8 +159,10 @@ def guarded(connection: sqlite3.Connection, *, erasing: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def guard(verb: str) -> Iterator[None]:
+def guard(verb: str, lock: Path | None = None) -> Iterator[None]:
     """Turn errors of SQLite and the file system inside the block into `couldn't <verb>: ...` of the right kind.
+
+    `lock` is the lock file beside the database: whether it can be opened tells a read-only file system from a broken one.
 
     Raises:
         StoreFull: no room; the transaction was rolled back.
@@ -167,23 +172,36 @@ def guard(verb: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as e:
-        raise meaning(e, verb) from e
+        raise meaning(e, verb, lock) from e
 
 
-def meaning(error: sqlite3.Error | OSError, verb: str) -> StoreBroken | StoreBusy | StoreFull:
-    """The error of ours for one of SQLite or the file system, while we tried to `verb`."""
+def meaning(error: sqlite3.Error | OSError, verb: str, lock: Path | None = None) -> StoreBroken | StoreBusy | StoreFull:
+    """The error of ours for one of SQLite or the file system, while we tried to `verb`; for `lock` see `guard`."""
     if isinstance(error, OSError):
-        full, busy, cause = error.errno == errno.ENOSPC, False, error.strerror or str(error)
+        full, busy, cause = error.errno in _NO_ROOM, False, error.strerror or str(error)
+        fixed = error.errno == errno.EROFS
     else:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        full, busy, cause = code == sqlite3.SQLITE_FULL, code in _BUSY, str(error)
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        full, busy, cause = code in _FULL, code & 0xFF in _BUSY, str(error)
+        fixed = code & 0xFF in _REFUSED_WRITES and lock is not None and _is_read_only(lock)
     if full:
         return StoreFull(f"couldn't {verb}: the disk is full; nothing was written, free some space")
     if busy:
         return StoreBusy(
             f"couldn't {verb}: another program is writing to the database; nothing was written, close it and try again"
         )
+    if fixed:
+        cause = "the file system is read-only; nothing was written, make it writable and start again"
     return StoreBroken(f"couldn't {verb}: {cause}")
+
+
+def _is_read_only(lock: Path) -> bool:
+    """Whether the file system takes no writes: asked of the lock file, as closing the database would drop SQLite's locks."""
+    try:
+        os.close(os.open(lock, os.O_WRONLY | os.O_CLOEXEC))
+    except OSError as e:
+        return e.errno == errno.EROFS
+    return False
 
 
 class ProcessLock:
@@ -196,7 +214,8 @@ class ProcessLock:
             StoreLocked: somebody else has it.
             StoreBroken: the lock file cannot be made.
         """
-        with guard(f"lock ledger {path.name}"):
+        self.path = path
+        with guard(f"open ledger {path.parent}"):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -206,8 +225,8 @@ class ProcessLock:
             raise StoreLocked(
                 f"couldn't open ledger {path.parent}: another daemon or command uses this home (process {holder})"
             ) from None
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode("ascii"), 0)
+        with contextlib.suppress(OSError):  # on a full disk the next one reads "unknown": only a word for people
+            os.ftruncate(self._file, os.pwrite(self._file, f"{os.getpid()}\n".encode("ascii"), 0))
 
     def release(self) -> None:
         """Give the lock back; calling twice is harmless."""

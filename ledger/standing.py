@@ -49,6 +49,7 @@ class Standing:
         self.witnesses = Witnesses(id_, self.leaves)
         self.forked: dict[MemberId, dict[MemberId, Source]] = {}
         self.ended: dict[MemberId, Source] = {}
+        self.forgotten: dict[EventId, set[Source]] = {}  # contribution -> requests to erase that name it, by whomever
         self._tallies: dict[int, Tally] = {}
         self._charters: list[Charter] = []
         self._seats: list[Mapping[MemberId, Member]] = []

@@ -20,7 +20,7 @@ from sqlite_utils import Database
 from ledger import checkpoint, entry, forks, pages, tree
 from ledger.checkpoint import Head
 from ledger.entry import Record, Seen
-from ledger.errors import BadChain, EraseUnfinished, FeedBehind, FeedFrozen, ForkSeen, StoreBroken
+from ledger.errors import BadChain, EraseUnfinished, FeedBehind, FeedFrozen, ForkSeen, StoreBroken, StoreFull
 from ledger.forks import Fork
 from ledger.reading import LEAVES, Reader, StoredHead, StoredRow, head_of
 from ledger.schema import ERASABLE, ProcessLock, connect, guard, guarded
@@ -32,6 +32,8 @@ from protocol.ids import ZERO, CollectiveId, Digest, MemberId
 from protocol.merkle import Frontier, Row, root_at
 
 __all__ = ["Draft", "Store", "StoredHead", "StoredRow"]
+
+_UNFINISHED = "erase.unfinished"  # state: bodies were deleted, and the file was not written anew since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,16 +213,26 @@ class Store(Reader):
 
         Raises:
             Malformed: an entry is not here, or its body may never be erased; nothing was erased.
-            EraseUnfinished: the bodies are deleted, but a program that reads the ledger holds on to the log: call again.
+            EraseUnfinished: the bodies are deleted, but a program that reads the ledger holds on to the log, or there is no
+                room to write the file anew: call again, after a restart too.
             StoreFull, StoreBusy, StoreBroken: as for every write.
         """
         with self._lock:
             with self._writing("erase bodies") as write:
                 gone = sum(self._erase(write, collective, member, seq) for member, seq in events)
-            with guard("erase bodies"):
-                if vacuum:
-                    self._vacuum()
-                busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                if gone and vacuum:
+                    _put_state(write, {_UNFINISHED: b"1"})  # a stop before the rewriting must not make us forget it
+            try:
+                with guard("erase bodies", self._lock_file):
+                    if vacuum or self.get_state(_UNFINISHED):
+                        self._vacuum()
+                        self.put_state(_UNFINISHED, b"")
+                    busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            except StoreFull as e:
+                raise EraseUnfinished(
+                    "couldn't erase bodies from the raw file: the disk is full (for a moment there must be room for a second"
+                    " copy of the ledger); free some space and erase again"
+                ) from e
         if busy:
             raise EraseUnfinished(
                 "couldn't erase bodies from the raw file: another program reads the ledger; close it and erase again"
@@ -242,7 +254,7 @@ class Store(Reader):
     def _writing(self, verb: str) -> Iterator[sqlite3.Connection]:
         if self._process_lock is None:
             raise StoreBroken(f"couldn't {verb}: the ledger is open for reading only")
-        with self._lock, guard(verb):
+        with self._lock, guard(verb, self._lock_file):
             # At once, not at the first write: a transaction that has read cannot wait for another program's short lock.
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -252,6 +264,10 @@ class Store(Reader):
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    @property
+    def _lock_file(self) -> Path | None:
+        return self._process_lock.path if self._process_lock else None
 
     def _edge(self, collective: CollectiveId, member: MemberId) -> _Edge | None:
         """Where a feed goes on, read once; None when nothing of it is here.

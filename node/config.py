@@ -123,6 +123,13 @@ class Serve(_Section):
         default=(), description="Accepted bearer keys of applications; [] = no key is asked for."
     )
     preload: bool = Field(default=False, description="Load the model at start instead of at the first request.")
+    rows: int = Field(default=16, ge=1, le=1024, description="Answers written at the same time; more wait.")
+    max_active: int = Field(default=128, ge=1, le=4096, description="Adapters that answers may use at the same time.")
+    adapter_mib: int = Field(default=1024, ge=1, lt=2**31, description="MiB of memory for adapters; others are on disk.")
+    experts: dict[str, str] = Field(
+        default_factory=dict,
+        description='What models are for, by which "auto" chooses: {"member/clinic" = "symptoms"}; "@FILE" is read from FILE.',
+    )
 
 
 class Egress(_Section):
@@ -217,7 +224,8 @@ def template(**node: str) -> str:
         model = _model(field.annotation)
         lines += [f"# {model.__doc__}", f"[{section}]"]
         for key, item in model.model_fields.items():
-            value = node.get(key, item.default) if section == "node" else item.default
+            default = item.get_default(call_default_factory=True)
+            value = node.get(key, default) if section == "node" else default
             lines += [f"# {item.description}", f"{key} = {literal(value)}"]
         lines.append("")
     return "\n".join(lines)
@@ -257,6 +265,9 @@ def nearest(word: str, known: list[str]) -> str:
 
 def literal(value: object) -> str:
     """The TOML literal of a value; JSON's strings, numbers and booleans are TOML's too. Law: `value_of(literal(v)) == v`."""
+    if isinstance(value, dict):
+        pairs = (f"{literal(str(key))} = {literal(item)}" for key, item in value.items())
+        return "{" + ", ".join(pairs) + "}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(literal(item) for item in value) + "]"
     return json.dumps(value, ensure_ascii=False).replace(

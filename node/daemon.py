@@ -41,8 +41,12 @@ from node.network.blobs import BlobStore
 from node.network.streams import Tap
 from node.network.swarm import Swarm, SwarmConfig
 from node.network.sync import Sync, SyncRules
-from node.serving.api import Facts, create_app
-from node.serving.models import Serving
+from node.serving import key_grants
+from node.serving.access_log import AccessLog
+from node.serving.api import Facts, Keys, create_app
+from node.serving.keys import KeyFile
+from node.serving.models import Load, Serving
+from node.serving.routing import configured
 from node.serving.shelf import Holdings, Shelf
 from node.session import Session, row_key
 from node.training.rounds import Rounds
@@ -149,6 +153,8 @@ class Daemon:
             egress=self.egress,
         )
         self.witnessing = Witnessing(seat, session.identity, heartbeat_s=config.ledger.heartbeat_s)
+        self.access = AccessLog(now_ms)
+        self.access.take_up(home.served_counts)
         self.serving: Serving | None = None
         self.shelf: Shelf | None = None
         self.api_port: int | None = None
@@ -184,6 +190,7 @@ class Daemon:
                 stopping.append(self.serving.stop())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(*stopping, return_exceptions=True), _STOP_S)
+            self._tell_served(ending=True)
 
     def stop(self) -> None:
         """Ask the daemon to end."""
@@ -205,13 +212,19 @@ class Daemon:
         charter = self.seat.fold.charter
         await self.trainer.load(model.path, spec)
         adapter = {**spec, "coordinates": charter.adapter.coordinates}
-        threads = self.config.train.threads
-        self.serving = Serving(model=model.path, base=charter.base.digest, adapter=adapter, threads=threads)
+        serve = self.config.serve
+        load = Load(
+            threads=self.config.train.threads, rows=serve.rows, max_active=serve.max_active, ram=serve.adapter_mib
+        )
+        experts = configured(serve.experts, self.session.home.path)
+        self.serving = Serving(
+            model=model.path, base=charter.base.digest, adapter=adapter, load=load, experts=experts
+        )
         self.shelf = Shelf(self.seat, self.replay, self.serving, self.holdings)
         jobs.create_task(self._serve(self.serving), name="api")
         await self.joining.seat()
         await self.joining.own_head()
-        self.joining.introduce()
+        await self.joining.begin()
         self.use_data()
         self._settled.set()
         log.info("event=ready member=%s height=%s", self.seat.me[:12], self.seat.fold.height)
@@ -220,11 +233,40 @@ class Daemon:
         jobs.create_task(self._train(), name="train")
 
     async def _serve(self, serving: Serving) -> None:
-        serve = self.config.serve
-        if serve.preload:
-            await serving.start(preload=True)
-        app = create_app(serving, self._facts, api_keys=serve.api_keys)
-        await http.run_server(app, http.Address(host=serve.host, port=serve.port), on_ready=self._api_up)
+        serve, file = self.config.serve, KeyFile(self.session.home.api_keys)
+        keys = Keys(file=file, judge=self._judge, log=self.access)
+        app = create_app(serving, self._facts, api_keys=serve.api_keys, keys=keys)
+        address = http.Address(host=serve.host, port=serve.port)
+        async with asyncio.TaskGroup() as both:
+            both.create_task(http.run_server(app, address, on_ready=self._api_up))
+            if serve.preload:
+                both.create_task(self._preload(serving))
+
+    async def _preload(self, serving: Serving) -> None:
+        """Load the model; meanwhile the API says at /ready that it is missing."""
+        while not serving.running:
+            try:
+                await serving.start(preload=True)
+            except Retry as e:
+                log.warning("event=not-loaded code=%s cause=%s", e.code, e)
+                await asyncio.sleep(_RETRY_SERVE_S)
+
+    def _judge(self, grants: tuple[str, ...], purpose: str, now: int) -> tuple[str, ...]:
+        """What the ledger says against the grants that an API key rests on."""
+        return key_grants.against(self.seat.book, self.seat.past(), self.seat.me, grants, purpose, now)
+
+    def _tell_served(self, *, ending: bool = False) -> None:
+        """Write what was decided on API keys, when it is time; at the end keep what cannot be written."""
+        if self._settled.is_set() and (self.access.due or ending):
+            try:
+                self.access.write(self.seat.append)
+            except FishernetError as e:
+                if isinstance(e, Fatal) and not ending:
+                    raise
+                log.log(logging.WARNING if ending else logging.DEBUG, "event=served-not-told code=%s", e.code)
+        if ending:
+            with contextlib.suppress(OSError):
+                self.access.keep(self.session.home.served_counts)
 
     def _api_up(self, port: int) -> None:
         self.api_port = port
@@ -250,6 +292,7 @@ class Daemon:
         """After every change: announce, erase what is asked, fetch blobs, tell what was decided, serve what is new."""
         while True:
             await self._next_change()
+            self._tell_served()
             await self.sync.announce()  # first: nobody waits for a file that is written anew
             await erasing.tend(self.session)
             if self.seat.fold.known:
@@ -305,8 +348,12 @@ class Daemon:
             node=self.config.node.name,
             head=head.root if head else ZERO,
             release=releases[-1].digest if releases else None,
-            ready={"network": self.swarm.ready.is_set(), "member": self._settled.is_set()},
+            ready={"network": self.swarm.ready.is_set(), "member": self._settled.is_set(), **self._loaded()},
         )
+
+    def _loaded(self) -> dict[str, bool]:
+        """The engine, where it is to be loaded before requests come."""
+        return {"engine": bool(self.serving and self.serving.running)} if self.config.serve.preload else {}
 
     def _progress(self, event: Mapping[str, Json]) -> None:
         if event.get("event") == "step":

@@ -19,7 +19,18 @@
     │   ├── UnknownModel (Refused)  no model has this name here; `near` are names like it
     │   ├── ContextTooLong (Refused) prompt and answer do not fit into what the model reads
     │   ├── BadVector (Refused)     an adapter vector is not what its name says
+    │   ├── BadKey (Refused)        the API key is unknown, has expired or was revoked
+    │   ├── KeyDenied (Refused)     the API key does not reach so far; `reason` is the code
+    │   ├── TooLate (Retry)         the request's own timeout passed before the first token
     │   └── Busy (Retry)            too many requests wait already
+    │       └── TooFast             the API key's rate is used up for now
+    ├── ExportError (Refused)       a release cannot be written for other programs
+    │   ├── UnknownRelease          no release has this name here
+    │   ├── NotRecomputable         its model does not follow from what this home holds
+    │   └── CannotSign              no signer, or none that takes this key
+    ├── AskError                    a model server gave no answer to `fishernet chat`
+    │   ├── AskRefused (Refused)    it says no; `status` is the HTTP status
+    │   └── AskFailed (Retry)       nobody listens there, or the connection broke
     ├── NetworkError                trouble with the network daemon or a peer
     │   ├── PortTaken (Fatal)       another program listens on our port
     │   ├── BadTransport (Fatal)    the network daemon cannot be started as configured
@@ -209,6 +220,29 @@ class BadVector(ServingError, Refused):
     code: ClassVar[str] = "bad-vector"
 
 
+class BadKey(ServingError, Refused):
+    """The API key is unknown, has expired or was revoked."""
+
+    code: ClassVar[str] = "invalid_api_key"
+
+
+class KeyDenied(ServingError, Refused):
+    """The API key does not reach so far; `reason` is the code of what is missing."""
+
+    code: ClassVar[str] = "key-denied"
+
+    def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
+        """Keep the reason beside the message."""
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class TooLate(ServingError, Retry):
+    """The request's own timeout passed before the first token."""
+
+    code: ClassVar[str] = "deadline_exceeded"
+
+
 class Busy(ServingError, Retry):
     """Too many requests wait already."""
 
@@ -218,6 +252,59 @@ class Busy(ServingError, Retry):
         """Keep the seconds after which asking again makes sense."""
         super().__init__(message, hint=hint)
         self.retry_after = retry_after
+
+
+class TooFast(Busy):
+    """The API key's rate is used up for now."""
+
+    code: ClassVar[str] = "rate_limit_exceeded"
+
+
+class ExportError(NodeError, Refused):
+    """A release cannot be written for other programs."""
+
+    code: ClassVar[str] = "export"
+
+
+class UnknownRelease(ExportError):
+    """No release, or more than one, has this name here."""
+
+    code: ClassVar[str] = "unknown-release"
+
+
+class NotRecomputable(ExportError):
+    """The model of a release does not follow from what this home holds."""
+
+    code: ClassVar[str] = "not-recomputable"
+
+
+class CannotSign(ExportError):
+    """No program to sign with, or none that takes this key."""
+
+    code: ClassVar[str] = "cannot-sign"
+
+
+class AskError(NodeError):
+    """A model server gave no answer."""
+
+    code: ClassVar[str] = "ask"
+
+
+class AskRefused(AskError, Refused):
+    """A model server refused a question; the message is its own."""
+
+    code: ClassVar[str] = "ask-refused"
+
+    def __init__(self, message: str, *, status: int, hint: str = "") -> None:
+        """Keep the HTTP status beside the message."""
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class AskFailed(AskError, Retry):
+    """Nobody listens there, the connection broke, or what came is not this API."""
+
+    code: ClassVar[str] = "ask-failed"
 
 
 class AddressError(NodeError, Fatal):

@@ -1,13 +1,14 @@
 """The home directory of one node: where each file lies, making it, opening it, and the lock that one process holds.
 
     node.toml            the operator writes it; trusted; 0600 because it may hold API keys
-    keys/                see `node.keys.identity`; trusted; keep a copy
+    keys/                see `node.keys.identity`, and `node.serving.keys` for api.json; trusted; keep a copy
     recovery.pem         the recovery key after `init`; belongs offline, not here
     ledger.db            every feed this node holds; verified on arrival and by `audit`; keep a copy
     rows.db              private rows, their salts and commitments; trusted; keep a copy
     blobs/<digest>       contributions; named by digest, so they need no trust; fetched again when lost
     views/<digest>.npy   merged vectors; computed again when lost
     runs/<run id>/       files of one training run; may be lost with that run
+    served.json          counts of answered requests that no event holds yet (`node.serving.access_log`); ours
     run/                 lock and sockets of the running daemon; worthless after it
 Knows no protocol and opens no network. Invariant: directories are 0700, and at most one process holds the lock.
 """
@@ -146,6 +147,16 @@ class Home:
         return self.keys / "rows.key"
 
     @property
+    def api_keys(self) -> Path:
+        """API keys of applications, as hashes."""
+        return self.keys / "api.json"
+
+    @property
+    def served_counts(self) -> Path:
+        """What of the decisions on API keys is in no event yet."""
+        return self.path / "served.json"
+
+    @property
     def ledger_db(self) -> Path:
         """All feeds this node holds."""
         return self.path / "ledger.db"
@@ -243,14 +254,15 @@ class Home:
                     f"couldn't lock {self.path}: process {owner} runs on this home",
                     hint="ask it with: fishernet status; one home belongs to one daemon",
                 ) from None
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            with suppress(OSError):  # on a full disk the next one reads "unknown": only a word for people
+                file.truncate(0)
+                os.write(file.fileno(), f"{os.getpid()}\n".encode())
             try:
                 yield
             finally:
                 self.tidy()
-                file.truncate(0)
+                with suppress(OSError):  # the disk may have turned read-only: what ended the process is the error to show
+                    file.truncate(0)
 
 
 def model_cache(environ: Mapping[str, str] = os.environ) -> Path:

@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from node.errors import ContextTooLong, JobCrashed, JobRefused, NodeError
+from contrib.errors import BadAdapter
+from node.errors import BadVector, Busy, ContextTooLong, JobCrashed, JobRefused, NodeError
 
 Job: TypeAlias = Mapping[str, Any]
 Event: TypeAlias = dict[str, Any]
@@ -86,6 +87,10 @@ def is_last(event: Event) -> bool:
 def error_of(event: Event) -> NodeError:
     """The typed error of an "error" event."""
     code, message = str(event.get("code", "refused")), str(event.get("message", "no reason given"))
+    if code == Busy.code:
+        return Busy(message, retry_after=int(event.get("retry_after", 1)))
+    if code in (BadVector.code, BadAdapter.code):
+        return BadVector(message)
     if code == ContextTooLong.code:
         return ContextTooLong(message, limit=int(event.get("limit", 0)))
     if code in CRASHED:

@@ -93,6 +93,7 @@ class ServedModel:
     folder: Path | None = None  # a PEFT adapter folder instead of a vector
     spec: Mapping[str, Json] | None = None  # the adapter's shape when it is not the charter's
     owner: str = ""  # organisation or member: requests of one owner share its part of the machine
+    base: Digest | None = None  # the base that an adapter was made for; None: the one that is served
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +160,17 @@ class Usage:
     cached_tokens: int = 0  # prompt tokens that the prefix cache held
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Why a request for "auto" went to a model."""
+
+    model: str
+    reason: str  # "nearest" | "unclear" | "no-experts"
+    why: str  # for people, one line of ASCII
+    scores: tuple[tuple[str, float], ...] = ()  # every expert's cosine, best first
+    prompt_tokens: int = 0  # embedded to decide
+
+
 class Engine(Protocol):
     """Generates text with the base model and any number of adapter versions."""
 
@@ -178,6 +190,22 @@ class Engine(Protocol):
         """Serve a release under its height and digest, and as "latest" when it is the highest."""
         ...
 
+    def drop_release(self, height: int) -> None:
+        """Serve a release no longer; requests under way end on it."""
+        ...
+
+    async def set_member(self, name: str, vector: Path, *, model: Digest, owner: str = "") -> None:
+        """Serve what one member contributed, alone, under the name "member/<name>"."""
+        ...
+
+    def drop_member(self, name: str) -> None:
+        """Serve a member's adapter no longer; requests under way end on it."""
+        ...
+
+    def set_domains(self, domains: Mapping[str, str]) -> None:
+        """What the data of each member's adapter is about, by name and as declared in the ledger; "auto" goes by it."""
+        ...
+
     def generate(
         self,
         model: ServedModel,
@@ -191,6 +219,10 @@ class Engine(Protocol):
 
         `tenant` is who asks, for fairness; `deadline`, in seconds from now, ends the answers with finish "deadline".
         """
+        ...
+
+    async def route(self, prompt: Prompt) -> tuple[ServedModel, Route]:
+        """The version that "auto" means for this prompt, and why. Raises as `embed` does."""
         ...
 
     async def embed(self, inputs: Sequence[Prompt]) -> tuple[npt.NDArray[np.float32], Usage]:

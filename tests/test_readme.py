@@ -49,10 +49,10 @@ def blocks(*, tested: bool, slow: bool = False) -> list[str]:
 @pytest.fixture
 def place(tmp_path: Path) -> tuple[Path, dict[str, str], dict[str, str]]:
     """A folder with configs and texts, the environment for the blocks, and the ports that stand for those of README."""
-    held = [socket.socket() for _ in range(6)]
+    held = [socket.socket() for _ in range(7)]
     for each in held:
         each.bind(("127.0.0.1", 0))
-    old = ("4242", "4243", "4244", "8001", "8002", "8003")
+    old = ("4242", "4243", "4244", "8001", "8002", "8003", "8004")
     ports = {name: str(each.getsockname()[1]) for name, each in zip(old, held, strict=True)}
     for each in held:
         each.close()

@@ -37,11 +37,12 @@ REASONS: Final = frozenset({
 })  # fmt: skip
 
 
-def decide(book: Book, request: AccessRequest, at: Past) -> Decision:
+def decide(book: Book, request: AccessRequest, at: Past, *, leaf: EventId | None = None) -> Decision:
     """Decide on a request as somebody with this past must; never raises.
 
     Of several chains that allow it the one with the fewest limits counts, then the shortest, then the lowest event id; of
-    several that do not, the one with the fewest reasons against it is reported.
+    several that do not, the one with the fewest reasons against it is reported. With `leaf` only the chain that ends in
+    this grant counts.
     """
     owner, name = target(request)
     owner, actor = at.who(owner), at.who(request.actor)
@@ -54,6 +55,8 @@ def decide(book: Book, request: AccessRequest, at: Past) -> Decision:
     best: tuple[str, ...] = ()
     of: tuple[EventId, ...] = ()
     for chain in ways.to(actor, role):
+        if leaf is not None and chain.grants[-1] != leaf:
+            continue
         against = _against(chain, request, book, at)
         if not against:
             return chain.answer

@@ -16,7 +16,7 @@ from ledger.entry import Body
 _SECRETS: Final = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY"
     rb"|\b[Bb]earer [A-Za-z0-9._~+/=-]{16,}"
-    rb"|\b(?:sk|pk|rk)-[A-Za-z0-9_-]{20,}"  # API keys in the style of OpenAI
+    rb"|\b(?:sk|pk|rk|fn)-[A-Za-z0-9_-]{20,}"  # API keys in the style of OpenAI, and our own
     rb"|\bhf_[A-Za-z0-9]{30,}"
     rb"|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_[A-Za-z0-9_]{30,}"
     rb"|\bAKIA[0-9A-Z]{16}\b"

@@ -6,11 +6,14 @@ A decision that rests on entries which are not here (erased, withheld, not recei
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ledger.access import egress
-from ledger.access.book import Book
-from ledger.access.decision import decide
+from ledger.access.book import Book, Past
+from ledger.access.decision import Decision, decide
 from ledger.collective import Collective
 from ledger.compliance.facts import Facts
+from ledger.events import AccessDecided
 from protocol.errors import Refused
 from protocol.ids import Digest, MemberId
 
@@ -19,9 +22,10 @@ def repeat(facts: Facts, book: Book, fold: Collective) -> None:
     """Decide again on every recorded request."""
     partial = facts.partial()
     for (event, member, seq), decided in facts.decided:
-        answer = decide(book, decided.request, book.past_of(fold, member, seq))
-        same = (answer.verdict, answer.reasons) == (decided.verdict, decided.reasons)
-        if same or not (partial or _rests_on_erased(facts, member, seq, {*answer.reasons, *decided.reasons})):
+        past = book.past_of(fold, member, seq)
+        answer = decide(book, decided.request, past)
+        same = _said(answer) == (decided.verdict, decided.reasons)
+        if same or not (partial or _rests_on_erased(book, decided, past)):
             facts.recomputed(event, answer.verdict, answer.reasons, _policy(book, member, seq))
 
 
@@ -34,9 +38,26 @@ def _policy(book: Book, member: MemberId, seq: int) -> Digest | None:
         return None
 
 
-def _rests_on_erased(facts: Facts, member: str, seq: int, reasons: set[str]) -> bool:
-    """Whether budgets decided, and uses that they counted were erased since."""
-    if reasons.isdisjoint({"uses-exhausted", "epsilon-exhausted"}):
+class _Spent(Book):
+    """A book in which every decision without a body was a use of every limited grant."""
+
+    def erased_by(self, writers: Iterable[MemberId], past: Past) -> int:
+        return super().erased_by({*writers, *self.erased}, past)
+
+
+def _rests_on_erased(book: Book, decided: AccessDecided, past: Past) -> bool:
+    """Whether uses that were erased since may explain what was recorded: it lies between counting none of them and all.
+
+    More uses only add reasons against a grant. Where both ends give one answer, everything between gives it too.
+    """
+    if not book.erased:
         return False
-    sql = "SELECT 1 FROM entries WHERE type = 'access.decided' AND NOT held AND (member <> ? OR seq < ?) LIMIT 1"
-    return facts.database.execute(sql, (member, seq)).fetchone() is not None
+    none, every = Book(), _Spent()
+    vars(none).update({**vars(book), "erased": {}})
+    vars(every).update(vars(book))
+    most, least = decide(none, decided.request, past), decide(every, decided.request, past)
+    return _said(most) != _said(least) and (decided.verdict == "deny" or most.verdict == "allow")
+
+
+def _said(answer: Decision) -> tuple[str, tuple[str, ...]]:
+    return answer.verdict, answer.reasons

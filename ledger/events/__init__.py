@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, TypeAlias, cast
 
 from ledger.errors import BadEvent
-from ledger.events import access, data, erasure, fields, grants, keys, members, releases, witness
+from ledger.events import access, data, erasure, fields, grants, keys, members, releases, serving, witness
 from ledger.events.access import (
     AccessDecided,
     AccessRequest,
@@ -42,16 +42,17 @@ from ledger.events.releases import (
     Published,
     Verdict,
 )
+from ledger.events.serving import MAX_SERVED, AccessServed, Served
 from ledger.events.witness import MAX_HEADS, HeadWitnessed, Witnessed
 from protocol.canon import Json
 
 __all__ = [
-    "ERASABLE", "MAX_ATTEMPT", "MAX_HEADS", "MAX_LOSS", "MAX_PROOF", "TYPES", "Accepted", "AccessDecided",
-    "AccessRequest", "AmendmentApproved", "AmendmentProposed", "Audience", "Committed", "DataCommitted",
+    "ERASABLE", "MAX_ATTEMPT", "MAX_HEADS", "MAX_LOSS", "MAX_PROOF", "MAX_SERVED", "TYPES", "Accepted", "AccessDecided",
+    "AccessRequest", "AccessServed", "AmendmentApproved", "AmendmentProposed", "Audience", "Committed", "DataCommitted",
     "DataDescribed", "DataUsed", "EgressRefused", "EgressSet", "ErasureDone", "ErasureRequested", "Event", "ForkFound",
     "Genesis", "GrantAccepted", "GrantIssued", "GrantNarrowed", "GrantRevoked", "HeadWitnessed", "KeyRotated",
     "KeysBound", "ModelServed", "ModelWithdrawn", "NodeAlive", "NodeStarted", "Objected", "Objection", "PeerBound",
-    "Proposed", "Published", "Selector", "Verdict", "Witnessed", "parse",
+    "Proposed", "Published", "Selector", "Served", "Verdict", "Witnessed", "parse",
 ]  # fmt: skip
 
 Event: TypeAlias = (
@@ -68,6 +69,7 @@ Event: TypeAlias = (
     | GrantRevoked
     | GrantAccepted
     | AccessDecided
+    | AccessServed
     | ErasureRequested
     | ErasureDone
     | EgressSet
@@ -92,6 +94,7 @@ _READERS: Final[fields.Readers] = {
     **data.READERS,
     **grants.READERS,
     **access.READERS,
+    **serving.READERS,
     **erasure.READERS,
     **releases.READERS,
     **keys.READERS,

@@ -169,7 +169,9 @@ class Releases:
     def _exclusions(self, decision: Decision, cut: Cut) -> None:
         """Whether each blob that was left out for a fault of its own has that fault."""
         claimed = {
-            x.event: x.reason for x in cut.excluded if x.reason != rules.REFUSED and x.event not in self._examined
+            x.event: x.reason
+            for x in cut.excluded
+            if x.reason not in {rules.REFUSED, rules.ERASED} and x.event not in self._examined
         }
         self._examined |= claimed.keys()
         for contribution in (c for by in self._fold.contributions.values() for c in by if c.event in claimed):

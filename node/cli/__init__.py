@@ -6,6 +6,7 @@
     data.py        data add | list | show          model.py   model add | list          settings.py  config show | check | set
     grant.py       grant issue | narrow | revoke | accept | list | check
     proofs.py      prove, verify-proof, ledger export
+    export.py      export          serve.py   serve          chat.py   chat
     render.py      results as tables for people
 
 Commands are named here with their one-line help and imported when called, so that `--help` answers at once. With `--json`
@@ -43,6 +44,9 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {  # in the order of a first ses
     "key": ("key", "key", "Show, rotate, revoke, back up and restore this node's keys."),
     "fork": ("fork", "fork", "Show, export and check proofs that a member signed two histories."),
     "log": ("roots", "log", "Show releases with who contributed and what each voter measured."),
+    "chat": ("chat", "chat", "Talk to a served model from the terminal."),
+    "export": ("export", "export", "Write a release for PEFT, vLLM, LoRAX, transformers or llama.cpp."),
+    "serve": ("serve", "serve", "Serve exported releases alone, without a ledger, keys or peers."),
     "audit": ("roots", "audit", "Verify every feed this node holds and recompute every release."),
     "prove": ("proofs", "prove", "Write a proof that an event was signed and recorded, for anybody."),
     "verify-proof": ("proofs", "verify_proof", "Verify such a proof offline; needs no node."),

@@ -1,4 +1,4 @@
-"""`fishernet key`: show | rotate | revoke | propose | backup | restore. A seat belongs to a key; this is how keys change."""
+"""`fishernet key`: show | rotate | revoke | propose | backup | restore | api. A seat belongs to a key; so keys change."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from node.cli.api_keys import api
 from node.cli.options import Invocation, accepts_common, here
 from protocol.canon import Json
 from protocol.ids import CollectiveId
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 @accepts_common
 def key() -> None:
     """Show, change, revoke, back up and restore the keys of this node."""
+
+
+key.add_command(api)
 
 
 @key.command()

@@ -206,6 +206,8 @@ def _warnings(result: Result) -> list[tuple[str, str]]:
         found.append(("sqlite", f"[yellow]{text(result['sqlite'])}[/]"))
     if result.get("paused"):
         found.append(("writing", f"[yellow]paused[/]: {text(result['paused'])}"))
+    if result.get("full"):
+        found.append(("writing", f"[red]stopped[/]: {text(result['full'])}"))
     for key in ("forks", "double_votes"):
         members = ", ".join(brief(member) for member in result.get(key) or [])
         if members:

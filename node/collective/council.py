@@ -78,9 +78,9 @@ class Council:
         return self._at.attempt if self._at else 0
 
     def due(self) -> bool:
-        """Whether there is something to decide: a ripe amendment, or enough contributions, or patience is over."""
+        """Whether there is something to decide: a ripe amendment, an erasure, enough contributions, or patience is over."""
         fold = self._seat.fold
-        if fold.ripe_amendments():
+        if fold.ripe_amendments() or judging.overdue(self._seat, self._replay):
             return True
         rules = fold.charter.release
         sent = {c.member for c in judging.eligible(self._seat, self._replay)}

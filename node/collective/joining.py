@@ -24,9 +24,11 @@ from node.errors import NotAllowed, WrongBase
 from node.home import model_cache
 from node.network.sync import Sync
 from node.session import Session
+from protocol.errors import Retry
 
 log = logging.getLogger("fishernet.joining")
 _HEAD_ANSWER_S: Final = 10.0
+_RETRY_S: Final = 2.0
 _ASKING: Final = "peers have not been asked yet how long our feed is"
 _NO_SEAT: Final = "this node has no seat in the collective yet: a member must invite it"
 _GONE: Final = "the seat of this node's key went to {}; the keys of that member are not in this home"
@@ -117,6 +119,15 @@ class Joining:
                 await self._next_change()
             break
         seat.pause(None)
+
+    async def begin(self) -> None:
+        """Introduce ourselves as soon as there is room for it: a full disk ends no node."""
+        while True:
+            try:
+                return self.introduce()
+            except Retry as e:
+                log.warning("event=not-introduced code=%s cause=%s", e.code, e)
+                await asyncio.sleep(_RETRY_S)
 
     def introduce(self) -> None:
         """The events every node writes when it begins: its bindings when new, its versions, its data commitments."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from contrib.merging import RECIPES
 from ledger import rules
 from ledger.collective import Contribution
-from ledger.cuts import MAX_LIST, Amendment, Cut, Exclusion
+from ledger.cuts import Amendment, Cut, Exclusion
 from ledger.events import Objection, Verdict
 from ledger.tally import Proposal
 from ledger.votes import Judgement
@@ -22,7 +22,7 @@ from node.collective.gate import Reject
 from node.collective.measure import Loss, Scales, difference
 from node.collective.replay import Missing, Model, Replay, matches
 from node.collective.seat import Seat
-from protocol.ids import ZERO, MemberId
+from protocol.ids import ZERO, EventId, MemberId
 
 MAX_PROBES = 8  # leave-one-out measurements of one candidate
 Wanted = Callable[[Iterable[Contribution]], None]
@@ -101,8 +101,7 @@ class Judge:
         fold, charter = self._seat.fold, self._seat.fold.charter
         before, parent = fold.current_cut(), None
         if before:
-            then = fold.charter_at(before.place.height)
-            parent = await asyncio.to_thread(self._replay.of_cut, then, before)
+            parent = await asyncio.to_thread(self._comparable, before, cut)
         models: dict[str, Model | None] = {"base": None, "candidate": candidate}
         if isinstance(parent, Model):
             models["parent"] = parent
@@ -127,6 +126,13 @@ class Judge:
             judgement=Judgement(sound=True, accept=not bad, reason=rules.WORSE if bad else ""),
             verdict=verdict if self._scales.active else None,
         )
+
+    def _comparable(self, before: Cut, cut: Cut) -> Model | Missing:
+        """The release before, without what `cut` leaves out on request: a loss that an erasure costs is nobody's fault."""
+        fold = self._seat.fold
+        gone = {x.event for x in cut.excluded if x.reason == rules.ERASED}
+        kept = [c for taken in fold.in_cut(before).values() for c in taken if c.event not in gone]
+        return self._replay.merge(fold.charter_at(before.place.height), kept, before.place.height)
 
     def _held_out(self) -> int:
         """How many held-out rows we have committed to: with few of them a loss would say too much about each."""
@@ -173,8 +179,19 @@ def _unsound(reason: str) -> Finding:
 def eligible(seat: Seat, replay: Replay) -> list[Contribution]:
     """Pending contributions that a cut of ours would take: blob here, hard checks passed, nothing missing before them."""
     reach = sizes(seat, replay)
-    pending = [c for c in seat.fold.pending() if c.source.seq < reach[c.member]]
+    gone = rules.erased(seat.fold, rules.place(seat.fold, reach)) if seat.fold.forgotten else {}
+    pending = [c for c in seat.fold.pending() if c.source.seq < reach[c.member] and c.event not in gone]
     return [c for c in pending if not isinstance(replay.examine(c), Reject | None)]
+
+
+def overdue(seat: Seat, replay: Replay) -> set[EventId]:
+    """Contributions in the newest release that a cut of ours would leave out, because their author asked for it."""
+    fold = seat.fold
+    cut = fold.current_cut() if fold.forgotten else None
+    if cut is None:
+        return set()
+    asked = rules.erased(fold, rules.place(fold, sizes(seat, replay)))
+    return {c.event for taken in fold.in_cut(cut).values() for c in taken if c.event in asked}
 
 
 def sizes(seat: Seat, replay: Replay) -> dict[MemberId, int]:
@@ -192,7 +209,7 @@ def held(seat: Seat, replay: Replay) -> dict[MemberId, int]:
     found = {m: n for m, n in fold.sizes.items() if m in fold.ever_members()}
     before = fold.decisions[-1].value.place if fold.decisions else None
     found |= {m: before.size_of(m) if before else 0 for m in found if fold.fork_known(m)}
-    share = max(1, MAX_LIST // 2 // max(1, len(fold.charter.contributors)))
+    share = rules.share(fold)
     previous = fold.current_cut()
     contested = rules.contested(fold) - {x.event for x in rules.refused(fold, found)}
     rejected = Counter(fold.sources[x.event].member for x in (previous.excluded if previous else ()))
@@ -222,6 +239,8 @@ def draft(seat: Seat, replay: Replay) -> Cut | Amendment:
     previous = fold.current_cut()
     excluded = {x.event: x for x in (previous.excluded if previous else ())}
     excluded |= {x.event: x for x in rules.refused(fold, covered)}
+    for event, request in rules.erased(fold, place).items():
+        excluded.setdefault(event, Exclusion(event=event, reason=rules.ERASED, evidence=(request,)))
     for contribution in fold.pending():
         answer = replay.examine(contribution)
         inside = contribution.source.seq < covered[contribution.member]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from contrib import merging
 from contrib.merging import Register
+from ledger import rules
 from ledger.charter import Charter, Gate, Update
 from ledger.collective import Collective, Contribution
 from ledger.cuts import Cut, RegisterDigest
@@ -122,12 +123,29 @@ class Replay:
         covered = self._collective.in_cut(cut)
         return self.merge(charter, [c for published in covered.values() for c in published], cut.place.height)
 
+    def alone(self, charter: Charter, contributions: Iterable[Contribution]) -> Model | Missing:
+        """What one member's contributions add up to, as an adapter by itself: the exact sum, whatever the recipe."""
+        lacking, updates = [], []
+        for contribution in contributions:
+            answer = self.examine(contribution)
+            if answer is None:
+                lacking.append(contribution.blob)
+            elif not isinstance(answer, Reject):
+                updates.append(answer.update)
+        if lacking:
+            return Missing(blobs=tuple(sorted(lacking)))
+        coordinates = charter.adapter.coordinates
+        one, register = MemberId(""), merging.registers_of(updates, coordinates)
+        vector = merging.merge("contributor-mean/1", {one: register}, {one: 1}, 1, coordinates)
+        return Model(vector=vector, digest=merging.model_digest(vector), registers={one: register} if updates else {})
+
     def view(self, accepted: Callable[[Contribution], bool]) -> Model | Missing:
-        """The release's contributions plus the pending ones that this node accepts."""
+        """The release's contributions plus the pending ones that this node accepts, without what has to be forgotten."""
         charter, cut = self._collective.charter, self._collective.current_cut()
         released = [c for published in self._collective.in_cut(cut).values() for c in published] if cut else []
         pending = [c for c in self._collective.pending() if self.examine(c) is not None and accepted(c)]
-        return self.merge(charter, [*released, *pending])
+        gone = rules.forgotten(self._collective)
+        return self.merge(charter, [c for c in (*released, *pending) if c.event not in gone])
 
 
 def completed(cut: Cut, model: Model) -> Cut:

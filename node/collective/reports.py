@@ -33,6 +33,7 @@ def status(seat: Seat) -> dict[str, Json]:
         "collective": seat.collective,
         "heads": heads,
         "paused": seat.paused,
+        "full": seat.full,
         "forks": [f.member for f in seat.store.forks(seat.collective)],
         "double_votes": [d.first.member for d in fold.double_votes],
         "flaws": [{"member": f.source.member, "seq": f.source.seq, "code": f.code} for f in fold.flaws[-20:]],

@@ -19,6 +19,7 @@ from ledger.charter import Charter
 from ledger.collective import Collective
 from ledger.entry import MAX_SEEN, Record, Seen
 from ledger.events import Event
+from ledger.errors import StoreFull
 from ledger.forks import Fork
 from ledger.store import Store
 from node.errors import AppendPaused, PassphraseNeeded
@@ -58,6 +59,7 @@ class Seat:
         self._listeners: list[Changed] = []
         self._named: dict[MemberId, int] = {}
         self._frozen = False
+        self.full: str | None = None  # why the last append found no room; None once one went through
         for each in store.members(collective):
             self._replay(each)
         self._look_for_forks()
@@ -114,16 +116,23 @@ class Seat:
         """
         if self.paused:
             raise AppendPaused(f"couldn't write {event.TYPE}: {self.paused}")
-        record = self.store.append(
-            self.key,
-            self.collective,
-            event.TYPE,
-            event.to_json(),
-            now_ms=now_ms(),
-            salt=secrets.token_bytes(16),
-            seen=self._seen(everything=isinstance(event, events.Committed)),
-            state=dict(state or {}),
-        )
+        seen, named = self._seen(everything=isinstance(event, events.Committed))
+        try:
+            record = self.store.append(
+                self.key,
+                self.collective,
+                event.TYPE,
+                event.to_json(),
+                now_ms=now_ms(),
+                salt=secrets.token_bytes(16),
+                seen=seen,
+                state=dict(state or {}),
+            )
+        except StoreFull as e:
+            self.full = str(e)
+            raise
+        self.full = None
+        self._named |= named
         if record.entry.header.seq > self.fold.sizes.get(self.me, 0):  # the store has just got our own entries back
             self._replay(self.me)
         else:
@@ -187,14 +196,13 @@ class Seat:
         """Our newest commitment to a data set."""
         return self.fold.data.get(self.me, {}).get(dataset)
 
-    def _seen(self, *, everything: bool) -> list[Seen]:
-        """Foreign heads to name: all of them at a commit (what we had recorded), else those that moved since."""
+    def _seen(self, *, everything: bool) -> tuple[list[Seen], dict[MemberId, int]]:
+        """Foreign heads to name, and their sizes: all of them at a commit (what we had recorded), else those that moved."""
         moved = [
             (m, n) for m, n in self.fold.sizes.items() if m != self.me and (everything or self._named.get(m, 0) != n)
         ]
         newest = sorted(moved, key=lambda item: self._named.get(item[0], 0) == item[1])[:MAX_SEEN]
-        self._named.update(newest)
-        return [Seen(member=m, seq=n - 1, leaf=self.fold.leaves[m][n - 1]) for m, n in newest]
+        return [Seen(member=m, seq=n - 1, leaf=self.fold.leaves[m][n - 1]) for m, n in newest], dict(newest)
 
     def _replay(self, member: MemberId) -> None:
         while page := self.store.records(self.collective, member, self.fold.sizes.get(member, 0), PAGE):

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ledger import events
+from ledger import events, rules
 from ledger.events.erasure import Scope
 from node.collective.seat import now_ms
 from node.data import erasing
@@ -68,9 +68,13 @@ async def forget(session: Session, args: Args) -> Json:
         "train_rows": sum(found.train_rows for found in chosen.values()),
         "held_out_rows": sum(found.held_out_rows for found in chosen.values()),
         "contributions": sorted({event for found in traces.values() for event in found.contributions}),
+        "releases": [],
         "bodies": len({event for found in traces.values() for event in found.entries}),
         "requests": [],
     }
+    gone = {event for found in traces.values() for event in found.contributions}
+    if session.seat is not None and session.seat.fold.known:
+        result["releases"] = list(rules.containing(session.seat.fold, gone))
     if args.get("dry_run"):
         return result
     before = len(session.eraser().fold.requests()) if session.seat else 0

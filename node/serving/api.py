@@ -1,66 +1,74 @@
-"""The OpenAI-style HTTP API over the Engine port.
+"""The OpenAI-style HTTP API over the Engine port: its routes.
 
-`create_app` makes the application; `node.http` runs it. It knows neither torch nor the ledger: what an answer says about
-the ledger comes from `facts`. Log lines name model and token counts, never text.
+    api_requests.py   bodies in          api_answers.py    bodies out, their shapes
+    api_binding.py    what a request is bound to before its first token: version, key, deadline
+    api_keys.py       who may            api_errors.py     refusals
+    api_answering.py  pieces to answers  api_metrics.py    what Prometheus reads
+
+`create_app` makes the application; `node.http` runs it. It knows neither torch nor the ledger. Log lines name model, key id
+and token counts, never text.
 
 Invariant: every answer names the version it came from and the ledger head at its beginning (headers `x-fishernet-model`,
-`x-fishernet-release`, `x-fishernet-head`, and `system_fingerprint`); a client that goes away cancels its request.
+`x-fishernet-release`, `x-fishernet-head`, `system_fingerprint`, `fishernet`); a client that goes away cancels its request.
 """
 
 from __future__ import annotations
 
-import asyncio
+import base64
 import contextlib
-import difflib
-import hmac
-import json
 import logging
-import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
+import numpy as np
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from fastapi.security import HTTPBearer
 
-from node.errors import Busy, ContextTooLong, JobRefused, NodeError, UnknownModel
+from node.errors import NodeError, UnknownModel
 from node.http import BodyLimit
-from node.ports import Engine, Piece, Prompt, Sampling, ServedModel, Usage
-from node.serving.api_models import Answer, ChatRequest, CompletionRequest, error_body, model_body
-from protocol.errors import FishernetError, Retry
-from protocol.ids import Digest, short
+from node.ports import Engine, Piece, ServedModel, Usage
+from node.serving import api_answers as shapes
+from node.serving.access_log import AccessLog
+from node.serving.api_answering import Part, collected, lines, parts_of, unless_gone
+from node.serving.api_binding import BASE, Binder, Bound, Facts, headers_of
+from node.serving.api_errors import RESPONSES, add_error_handlers, problem
+from node.serving.api_keys import Door
+from node.serving.api_metrics import CONTENT_TYPE, Metrics, Watch
+from node.serving.api_requests import MOST_SECONDS, ChatRequest, CompletionRequest, EmbeddingRequest
+from node.serving.keys import Judge, KeyFile, no_grants
+from protocol.errors import FishernetError
+from protocol.ids import short
+
+__all__ = ["Facts", "Keys", "create_app"]
 
 log = logging.getLogger("fishernet.api")
-T = TypeVar("T")
 
-MOST_BODY = 4 << 20  # bytes
-CLIENTS_FAULT = frozenset({"bad_messages", "bad_tokens", "too-large"})  # reasons of the engine that blame the request
-INVALID, SERVER, LIMITED, DENIED = "invalid_request_error", "server_error", "rate_limit_error", "authentication_error"
-GONE = 499  # nobody reads it: the client has closed the connection
+MOST_BODY: Final = 4 << 20  # bytes
+GONE: Final = 499  # nobody reads it: the client has closed the connection
+LATEST: Final = "latest"
+_NOTHING: Final = Usage(prompt_tokens=0, completion_tokens=0)
+_PURPOSE = Header(default=None, alias="x-fishernet-purpose", description="One of the key's purposes.")
+_TIMEOUT = Header(
+    default=None, alias="timeout", gt=0, le=MOST_SECONDS, allow_inf_nan=False, description="As the field timeout."
+)
+# The scheme is only for the document: the door decides, and with our shape of errors.
+_GUARDED = [Depends(HTTPBearer(auto_error=False, description="Asked for where the node has keys."))]
+_STREAMED: Final = {
+    "description": "The answer; a stream of server-sent events when stream is true.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What answers say about the node. `ready` names parts that are up or not; all up: the node is healthy."""
+class Keys:
+    """Where API keys come from besides node.toml, who decides on their grants, and where decisions are counted."""
 
-    node: str
-    head: str  # hex digest of our newest ledger head
-    release: Digest | None = None
-    ready: Mapping[str, bool] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """A request with its version bound."""
-
-    model: ServedModel
-    prompts: Sequence[Prompt]
-    sampling: Sampling
-    answer: Answer
-    headers: Mapping[str, str]
+    file: KeyFile | None = None
+    judge: Judge = no_grants
+    log: AccessLog | None = None
 
 
 def create_app(
@@ -68,257 +76,215 @@ def create_app(
     facts: Callable[[], Facts],
     *,
     api_keys: Sequence[str] = (),
+    keys: Keys | None = None,
     now: Callable[[], float] = time.time,
     most_body: int = MOST_BODY,
 ) -> FastAPI:
-    """The application. With `api_keys`, every /v1 request must carry one of them as a bearer token."""
-    app = FastAPI(title="Fishernet", docs_url=None, redoc_url=None)
+    """The application. With `api_keys`, or once `keys` has one, every request but /health and /ready must carry a key."""
+    app = FastAPI(
+        title="Fishernet",
+        version="1",
+        summary="The models of one node, in OpenAI's shapes.",
+        docs_url=None,
+        redoc_url=None,
+        responses=RESPONSES,
+    )
     app.add_middleware(BodyLimit, limit=most_body)
-    _add_error_handlers(app)
-    guarded = [Depends(_key_check(api_keys))]
+    add_error_handlers(app)
+    metrics, given = Metrics(), keys or Keys()
+    door = Door(config_keys=api_keys, file=given.file, judge=given.judge, log=given.log, denied=metrics.denied, now=now)
+    binder = Binder(engine, facts, door, now)
+    _add_answers(app, _Answers(engine, binder, door, metrics))
+    _add_models(app, engine, binder, door)
+    _add_state(app, engine, facts, door, metrics)
+    return app
 
-    def bind(body: ChatRequest | CompletionRequest) -> _Asked:
-        model, known, chat = engine.find(body.model), facts(), isinstance(body, ChatRequest)
-        answer = Answer(
-            number=("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
-            created=int(now()),
-            model=model.name,
-            fingerprint=f"fn-{short(model.digest)}-{short(known.head)}",
-            chat=chat,
-        )
-        headers = {
-            "x-fishernet-model": model.name,
-            "x-fishernet-release": model.digest,
-            "x-fishernet-head": known.head,
-            "x-request-id": answer.number,
-        }
-        return _Asked(model=model, prompts=body.prompts(), sampling=body.sampling(), answer=answer, headers=headers)
 
-    async def respond(body: ChatRequest | CompletionRequest, request: Request) -> Response:
-        asked = bind(body)
-        parts = _parts(engine, asked)
-        if not body.stream:
-            async with contextlib.aclosing(parts):
-                done = await _unless_gone(request, _collect(parts, asked.answer))
-            return Response(status_code=GONE) if done is None else JSONResponse(done, headers=dict(asked.headers))
+# -- answers ---------------------------------------------------------------------------------------------------------
+class _Answers:
+    """Requests that cost tokens: each is bound, timed, charged and answered."""
+
+    def __init__(self, engine: Engine, binder: Binder, door: Door, metrics: Metrics) -> None:
+        self._engine, self._binder, self._door, self._metrics = engine, binder, door, metrics
+
+    async def generate(
+        self, body: ChatRequest | CompletionRequest, request: Request, route: str, timeout: float | None
+    ) -> Response:
+        """The answer to one request, whole or as a stream; errors before the first token have their own status."""
         try:
-            first = await _unless_gone(request, _next(parts))  # errors before the first token have their own status
+            bound = await self._binder.bind(body, request, timeout)
+        except FishernetError as e:
+            self._metrics.refused(route, problem(e)[0])
+            raise
+        watch = self._metrics.watch(route, bound.asked.model.name)
+        parts = self._metered(bound, watch)
+        try:
+            if not body.stream:
+                done = await unless_gone(request, collected(parts, bound.answer))
+                await parts.aclose()
+                return Response(status_code=GONE) if done is None else JSONResponse(done, headers=dict(bound.headers))
+            first = await unless_gone(request, _next(parts))
+        except FishernetError as e:
+            watch.end(problem(e)[0])
+            raise
         except BaseException:
             await parts.aclose()
             raise
         if first is None:
             await parts.aclose()
             return Response(status_code=GONE)
-        lines = _lines(first, parts, asked.answer, usage=body.include_usage)
-        headers = {**asked.headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
 
-    @app.post("/v1/completions", dependencies=guarded)
-    async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await respond(body, request)
+        def broken(error: FishernetError) -> None:
+            log.warning("answer_broken model=%s code=%s", bound.answer.model, error.code)
 
-    @app.post("/v1/chat/completions", dependencies=guarded)
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        return await respond(body, request)
+        stream = lines(first, parts, bound.answer, usage=body.include_usage, broken=broken)
+        headers = {**bound.headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
-    @app.get("/v1/models", dependencies=guarded)
-    async def models() -> dict[str, Any]:
-        served = list(engine.models())
+    async def _metered(self, bound: Bound, watch: Watch) -> AsyncGenerator[Part, None]:
+        """The parts of an answer, timed and counted; what they cost is charged however they end."""
+        used, drawn = None, 0
+        try:
+            async with contextlib.aclosing(parts_of(self._engine, bound.asked)) as parts:
+                async for part in parts:
+                    if isinstance(part, Piece):
+                        watch.piece(part)
+                        drawn += 1
+                    else:
+                        used = part
+                        watch.usage(part)
+                    yield part
+        except FishernetError as e:
+            watch.end(problem(e)[0])
+            raise
+        finally:
+            cost = used or replace(_NOTHING, completion_tokens=drawn)  # given up: about a token a piece
+            self._door.done(bound.admitted, bound.asked.model, cost)
+            seconds = watch.end(200 if used else GONE)
+            log.info(
+                "answered model=%s digest=%s key=%s prompt_tokens=%d completion_tokens=%d ms=%d",
+                bound.asked.model.name,
+                short(bound.asked.model.digest),
+                bound.admitted.tenant or "-",
+                cost.prompt_tokens,
+                cost.completion_tokens,
+                1000 * seconds,
+            )
+
+    async def embed(self, body: EmbeddingRequest, request: Request) -> Response:
+        """Vectors of texts, by the base model."""
+        model, admitted, known = self._binder.base(body.model, request)
+        watch, used = self._metrics.watch("embeddings", model.name), _NOTHING
+        try:
+            found = await unless_gone(request, self._engine.embed(body.prompts()))
+            if found is None:
+                watch.end(GONE)
+                return Response(status_code=GONE)
+            vectors, used = found
+            watch.usage(used)
+            watch.end(200)
+        except FishernetError as e:
+            watch.end(problem(e)[0])
+            raise
+        finally:
+            self._door.done(admitted, model, used)
+        packed = body.encoding_format == "base64"
+        data = [{"object": "embedding", "index": i, "embedding": _vector(v, packed)} for i, v in enumerate(vectors)]
+        usage = {"prompt_tokens": used.prompt_tokens, "total_tokens": used.prompt_tokens}
+        answer = {"object": "list", "data": data, "model": model.name, "usage": usage}
+        return JSONResponse(answer, headers=headers_of(model, known))
+
+
+def _add_answers(app: FastAPI, answers: _Answers) -> None:
+    @app.post("/v1/completions", dependencies=_GUARDED, response_model=shapes.Completion, responses={200: _STREAMED})
+    async def completions(
+        body: CompletionRequest, request: Request, purpose: str | None = _PURPOSE, timeout: float | None = _TIMEOUT
+    ) -> Response:
+        """Continue one or several prompts."""
+        return await answers.generate(body, request, "completions", timeout)
+
+    @app.post(
+        "/v1/chat/completions", dependencies=_GUARDED, response_model=shapes.ChatCompletion, responses={200: _STREAMED}
+    )
+    async def chat_completions(
+        body: ChatRequest, request: Request, purpose: str | None = _PURPOSE, timeout: float | None = _TIMEOUT
+    ) -> Response:
+        """Answer a conversation."""
+        return await answers.generate(body, request, "chat", timeout)
+
+    @app.post("/v1/embeddings", dependencies=_GUARDED, response_model=shapes.EmbeddingList)
+    async def embeddings(body: EmbeddingRequest, request: Request, purpose: str | None = _PURPOSE) -> Response:
+        """Embed texts with the base model: means of its last hidden states, of length 1."""
+        return await answers.embed(body, request)
+
+
+def _vector(vector: Any, packed: bool) -> list[float] | str:
+    if packed:
+        return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
+    return [float(value) for value in vector]
+
+
+async def _next(parts: AsyncGenerator[Part, None]) -> Part:
+    return await anext(parts)
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+def _add_models(app: FastAPI, engine: Engine, binder: Binder, door: Door) -> None:
+    def listed(each: ServedModel) -> dict[str, Any]:
+        return shapes.model_body(each, owner=binder.node, base=engine.find(BASE).digest)
+
+    @app.get("/v1/models", dependencies=_GUARDED, response_model=shapes.ModelList)
+    async def models(request: Request) -> dict[str, Any]:
+        """The versions that can be asked for."""
+        key, served = binder.caller(request), list(engine.models())
         with contextlib.suppress(UnknownModel):
-            served.insert(1, replace(engine.find("latest"), name="latest"))
-        return {"object": "list", "data": [_listed(model) for model in served]}
+            served.insert(1, replace(engine.find(LATEST), name=LATEST))
+        return {"object": "list", "data": [listed(each) for each in served if door.may_see(key, [each.name])]}
 
-    @app.get("/v1/models/{name}", dependencies=guarded)
-    async def model(name: str) -> dict[str, Any]:
-        return _listed(engine.find(name))
+    @app.get("/v1/models/{name:path}", dependencies=_GUARDED, response_model=shapes.ModelBody)
+    async def model(name: str, request: Request) -> dict[str, Any]:
+        """One version, by any of its names."""
+        key = binder.caller(request)
+        found = binder.resolve(name, key)
+        if not door.may_see(key, [name, found.name]):
+            raise UnknownModel(f"couldn't find model {name[:80]!r}: this key does not cover it")
+        return listed(found)
 
-    def _listed(model: ServedModel) -> dict[str, Any]:
-        return model_body(model, owner=facts().node, base=engine.find("base").digest)
 
-    @app.get("/health")
-    async def health() -> JSONResponse:
+# -- state -----------------------------------------------------------------------------------------------------------
+def _add_state(app: FastAPI, engine: Engine, facts: Callable[[], Facts], door: Door, metrics: Metrics) -> None:
+    @app.get("/health", response_model=shapes.Health)
+    async def health() -> dict[str, Any]:
+        """Whether this process answers; see /ready for whether it can answer requests."""
+        return {"status": "ok", "node": facts().node}
+
+    @app.get("/ready", response_model=shapes.Readiness, responses={503: {"model": shapes.Readiness}})
+    async def ready() -> JSONResponse:
+        """Whether requests can be answered now, and what is missing."""
         known = facts()
-        healthy = all(known.ready.values())
+        missing = [name for name, up in known.ready.items() if not up]
         body = {
-            "status": "ok" if healthy else "starting",
+            "status": "starting" if missing else "ok",
             "node": known.node,
             "release": known.release,
             "head": known.head,
             "ready": dict(known.ready),
+            "missing": missing,
         }
-        return JSONResponse(body, status_code=200 if healthy else 503)
+        return JSONResponse(body, status_code=503 if missing else 200)
 
-    return app
-
-
-# -- answers ---------------------------------------------------------------------------------------------------------
-async def _parts(engine: Engine, asked: _Asked) -> AsyncGenerator[Piece | Usage, None]:
-    """The pieces for each prompt in turn, choices numbered through, then one usage for all."""
-    since, prompt_tokens, completion_tokens = time.monotonic(), 0, 0
-    for number, prompt in enumerate(asked.prompts):
-        async with contextlib.aclosing(engine.generate(asked.model, prompt, asked.sampling)) as parts:
-            async for part in parts:
-                if isinstance(part, Piece):
-                    yield replace(part, index=number * asked.sampling.n + part.index)
-                else:
-                    prompt_tokens += part.prompt_tokens
-                    completion_tokens += part.completion_tokens
-    log.info(
-        "answered model=%s digest=%s prompt_tokens=%d completion_tokens=%d ms=%d",
-        asked.model.name,
-        short(asked.model.digest),
-        prompt_tokens,
-        completion_tokens,
-        1000 * (time.monotonic() - since),
+    @app.get(
+        "/metrics",
+        dependencies=_GUARDED,
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    yield Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-
-
-async def _collect(parts: AsyncIterator[Piece | Usage], answer: Answer) -> dict[str, Any]:
-    texts: dict[int, str] = {}
-    finishes: dict[int, str] = {}
-    usage = Usage(prompt_tokens=0, completion_tokens=0)
-    async for part in parts:
-        if isinstance(part, Usage):
-            usage = part
-            continue
-        texts[part.index] = texts.get(part.index, "") + part.text
-        if part.finish:
-            finishes[part.index] = part.finish
-    return answer.whole(texts, finishes, usage)
-
-
-async def _next(parts: AsyncIterator[Piece | Usage]) -> Piece | Usage:
-    return await anext(parts)
-
-
-async def _lines(
-    first: Piece | Usage, parts: AsyncGenerator[Piece | Usage, None], answer: Answer, *, usage: bool
-) -> AsyncGenerator[str, None]:
-    """The lines of a stream of server-sent events; an error in the middle is its last event."""
-    opened: set[int] = set()
-    part: Piece | Usage | None = first
-    try:
-        while part is not None:
-            if isinstance(part, Piece):
-                if answer.chat and part.index not in opened:
-                    opened.add(part.index)
-                    yield _event(answer.opening(part.index))
-                for chunk in answer.chunk(part):
-                    yield _event({**chunk, "usage": None} if usage else chunk)
-            elif usage:
-                yield _event(answer.ending(part))
-            part = await anext(parts, None)
-        yield "data: [DONE]\n\n"
-    except FishernetError as e:
-        log.warning("answer_broken model=%s code=%s", answer.model, e.code)
-        yield _event(_problem(e)[1])
-    finally:
-        await parts.aclose()
-
-
-def _event(value: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(value, separators=(',', ':'))}\n\n"
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of `work`, or None, with `work` cancelled, when the client closes the connection first."""
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.wait({working, watching})
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-# -- refusals --------------------------------------------------------------------------------------------------------
-def _key_check(keys: Sequence[str]) -> Callable[[Request], None]:
-    allowed = [key.encode() for key in keys]
-
-    def check(request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        matches = [hmac.compare_digest(key, given.strip().encode()) for key in allowed]
-        if allowed and not (scheme.lower() == "bearer" and any(matches)):
-            raise HTTPException(401, "couldn't take request: a valid API key is needed as bearer token")
-
-    return check
-
-
-def _problem(error: FishernetError) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body and headers of an error of ours."""
-    hint = error.hint if isinstance(error, NodeError) else ""
-    message = f"{error} ({hint})" if hint else str(error)
-    match error:
-        case UnknownModel():
-            return 404, error_body(message, kind=INVALID, code=error.code, param="model"), {}
-        case ContextTooLong():
-            return 400, error_body(message, kind=INVALID, code=error.code), {}
-        case JobRefused() if error.reason in CLIENTS_FAULT:
-            return 400, error_body(message, kind=INVALID, code=error.reason), {}
-        case Busy():
-            headers = {"retry-after": str(error.retry_after)}
-            return 429, error_body(message, kind=LIMITED, code=error.code), headers
-        case Retry():
-            return 503, error_body(message, kind=SERVER, code=error.code), {"retry-after": "1"}
-        case JobRefused():
-            return 500, error_body(message, kind=SERVER, code=error.reason), {}
-    return 500, error_body(message, kind=SERVER, code=error.code), {}
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    async def on_ours(_request: Request, error: Exception) -> JSONResponse:
-        if not isinstance(error, FishernetError):
-            raise error
-        status, body, headers = _problem(error)
-        return JSONResponse(body, status_code=status, headers=headers)
-
-    async def on_invalid(_request: Request, error: Exception) -> JSONResponse:
-        if not isinstance(error, RequestValidationError):
-            raise error
-        return JSONResponse(_invalid(error.errors()), status_code=400)
-
-    async def on_http(_request: Request, error: Exception) -> JSONResponse:
-        if not isinstance(error, StarletteHTTPException):
-            raise error
-        kind = DENIED if error.status_code == 401 else INVALID
-        code = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
-        body = error_body(str(error.detail), kind=kind, code=code.get(error.status_code))
-        headers = {**(error.headers or {}), **({"www-authenticate": "Bearer"} if error.status_code == 401 else {})}
-        return JSONResponse(body, status_code=error.status_code, headers=headers)
-
-    async def on_unforeseen(_request: Request, error: Exception) -> JSONResponse:
-        log.error("request_failed error=%s", type(error).__name__)
-        return JSONResponse(error_body("couldn't answer: an internal error", kind=SERVER, code="internal"), 500)
-
-    app.add_exception_handler(FishernetError, on_ours)
-    app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(StarletteHTTPException, on_http)
-    app.add_exception_handler(Exception, on_unforeseen)
-
-
-def _invalid(errors: Sequence[Any]) -> dict[str, Any]:
-    """The first fault of a request body, without repeating its content."""
-    fault = errors[0]
-    path = [part for part in fault["loc"] if part != "body"]
-    param = str(path[0]) if path and isinstance(path[0], str) else None
-    if fault["type"] == "json_invalid":
-        return error_body("couldn't read request: the body is not JSON", kind=INVALID, code="invalid_json")
-    if fault["type"] == "extra_forbidden":
-        name = ".".join(map(str, path))
-        known = {*ChatRequest.model_fields, *CompletionRequest.model_fields}
-        near = difflib.get_close_matches(name, known, n=1)
-        message = f"couldn't take request: {name[:80]} is not supported" + (
-            f", did you mean {near[0]}?" if near else ""
-        )
-        return error_body(message, kind=INVALID, code="unknown_parameter", param=name[:80])
-    code = "missing_required_parameter" if fault["type"] == "missing" else "invalid_value"
-    where = f" {param}" if param else ""
-    return error_body(f"couldn't take request{where}: {fault['msg']}", kind=INVALID, code=code, param=param)
+    async def prometheus(request: Request) -> Response:
+        """Meters in Prometheus' text format; any key that holds may read them."""
+        door.caller(request.headers.get("authorization", ""))
+        try:
+            counted = await engine.stats()
+        except NodeError as e:
+            log.debug("metrics_without_engine code=%s", e.code)
+            counted = {}
+        return Response(metrics.text(counted), headers={"content-type": CONTENT_TYPE})

@@ -12,24 +12,62 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from contrib.merging import model_digest
 from node.children import Child, Command, python
-from node.errors import BadVector, Busy, ChildError, JobRefused
+from node.errors import BadVector, Busy, ChildError, JobCrashed, JobRefused
 from node.jobs import Event, Job
-from node.ports import Chat, Piece, Prompt, Sampling, ServedModel, Tokens, Usage
+from node.ports import Piece, Prompt, Route, Sampling, ServedModel, Usage
+from node.serving.lines import (
+    parse_piece,
+    parse_usage,
+    parse_vectors,
+    prompt_fields,
+    sampling_fields,
+    version_fields,
+)
 from node.serving.names import BASE, VIEW, Names
+from node.serving.routing import Domain, Router
 from node.serving.vectors import read_vector
+from protocol.canon import Json
 from protocol.ids import Digest, short
 
 log = logging.getLogger("fishernet.serving")
 
-MOST_WAITING = 16  # requests under way or queued; the engine answers one at a time
-ANSWER_TIMEOUT = 900.0  # s from admission to the last token, the queue included
+MOST_WAITING = 1024  # requests under way or queued here; the engine's own queue is shorter and fair
+ANSWER_TIMEOUT = 900.0  # s from admission to the last token, the queue included, when the request names no deadline
+LOAD_TIMEOUT = 600.0  # s to load a base beside the one that serves
+REGISTER_TIMEOUT = 60.0  # s for the engine to read one adapter, or to count
+LATE = 30.0  # s that the engine may take to say that a deadline has come
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How much the engine takes on: its command line. `ram` is MiB of adapters in memory, `cycle` in seconds."""
+
+    threads: int = 1
+    rows: int = 16
+    max_active: int = 128
+    cycle: float = 2.0
+    queue: int = 512
+    ram: int = 1024
+    context: int | None = None
+    dtype: str | None = None
+
+    def argv(self) -> list[str]:
+        """The options of `python -m node.serving.engine`."""
+        given = {name.replace("_", "-"): getattr(self, name) for name in Load.__slots__}
+        return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
 
 
 class Serving:
@@ -42,17 +80,25 @@ class Serving:
         base: Digest,
         adapter: Mapping[str, Any],
         threads: int = 1,
+        load: Load | None = None,
         most_waiting: int = MOST_WAITING,
+        experts: Mapping[str, str] | None = None,
         env: Mapping[str, str] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Serve the base model in the folder `model`; `adapter` is the charter's (rank, alpha, targets, seed)."""
-        self._load: Job = {"job": "load", "model": str(model), "spec": dict(adapter)}
+        """Serve the base model in the folder `model`; `adapter` is the charter's (rank, alpha, targets, seed).
+
+        `experts` are texts of the operator's that say what models are for, by name; they go before what is declared.
+        """
+        self._load = _load_job(model, base, adapter)
         self.coordinates: int | None = adapter.get("coordinates")
         self._most_waiting, self._now = most_waiting, now
         self.names = Names(base=ServedModel(name=BASE, digest=base, vector=None, created=int(now())))
+        self._experts = {name: Domain(text=text, source="configured") for name, text in (experts or {}).items()}
+        self._router = Router(self.embed)
+        self._router.domains = self._experts
         self._under_way = 0
-        argv = python("node.serving.engine", "--threads", str(threads))
+        argv = python("node.serving.engine", *(load or Load(threads=threads)).argv())
         self.child = Child(Command(name="engine", argv=argv, env=env or {}), setup=lambda: [self._load])
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -87,8 +133,7 @@ class Serving:
     async def set_view(self, view: Digest, vector: Path) -> None:
         """Serve the view with model digest `view`. Raises BadVector, and then goes on with the one before."""
         model = ServedModel(name=VIEW, digest=view, vector=vector, model=view, created=int(self._now()))
-        await self._check(model)
-        self.names = self.names.with_view(model)
+        self.names = self.names.with_view(await self._checked(model))
         log.info("served name=view digest=%s", short(view))
 
     async def set_release(self, height: int, release: Digest, vector: Path, *, model: Digest | None = None) -> None:
@@ -101,8 +146,7 @@ class Serving:
             height=height,
             created=int(self._now()),
         )
-        await self._check(served)
-        self.names = self.names.with_release(served)
+        self.names = self.names.with_release(await self._checked(served))
         log.info("served name=%s digest=%s", served.name, short(release))
 
     def drop_release(self, height: int) -> None:
@@ -111,92 +155,126 @@ class Serving:
 
     async def set_member(self, name: str, vector: Path, *, model: Digest, owner: str = "") -> None:
         """Serve what one member has contributed as `name` from now on (raises BadVector)."""
-        served = ServedModel(
-            name=name, digest=model, vector=vector, model=model, created=int(self._now()), owner=owner
-        )
-        await self._check(served)
-        self.names = self.names.with_member(served)
+        served = ServedModel(name=name, digest=model, vector=vector, model=model, created=int(self._now()), owner=owner)
+        self.names = self.names.with_member(await self._checked(served))
         log.info("served name=%s digest=%s", name, short(model))
 
     def drop_member(self, name: str) -> None:
         """Serve no adapter under this name any more; requests under way end on it."""
         self.names = self.names.without_member(name)
 
-    async def _check(self, model: ServedModel) -> None:
-        """Read the vector once before it enters the table, and hand it to the engine if that is up."""
-        if model.vector is not None:
-            await asyncio.to_thread(read_vector, model.vector, coordinates=self.coordinates, digest=model.model)
-        if not self.child.running:
-            return
-        try:
-            await self.child.request({"job": "register", "name": _adapter(model), **_vector(model)}, timeout=60)
-        except JobRefused as e:
-            raise BadVector(str(e)) from e
-        except ChildError as e:
-            log.warning("engine_missed_version name=%s error=%s", model.name, e.code)  # it reads it with the next job
+    def set_domains(self, domains: Mapping[str, str]) -> None:
+        """What the members' data is about, as declared, by the name of each one's adapter."""
+        declared = {name: Domain(text=text, source="declared") for name, text in domains.items()}
+        self._router.domains = {**declared, **self._experts}
+
+    async def route(self, prompt: Prompt) -> tuple[ServedModel, Route]:
+        """The version that "auto" means for this prompt, and why; costs one prefill on the base (raises as `embed`)."""
+        return await self._router.route(prompt, self.names)
+
+    async def set_base(self, *, model: Path, base: Digest, adapter: Mapping[str, Any]) -> None:
+        """Serve another base from now on; view, releases and members of the old one are gone from the table.
+
+        Requests under way end on what they began with. Raises JobRefused, JobCrashed or JobTimeout when the model can't be
+        loaded, and then goes on with the old one.
+        """
+        job = _load_job(model, base, adapter)
+        if self.child.running:
+            await self.child.request(job, timeout=LOAD_TIMEOUT)
+        self._load, self.coordinates = job, adapter.get("coordinates")
+        self.names = Names(base=ServedModel(name=BASE, digest=base, vector=None, created=int(self._now())))
+        self._router.forget()
+        log.info("served name=base digest=%s", short(base))
+
+    async def _checked(self, model: ServedModel) -> ServedModel:
+        """Read the vector before it enters the table, and let the engine read it if that is up; returns it with its digest."""
+        if model.vector is None:
+            return model
+        read = functools.partial(read_vector, coordinates=self.coordinates, digest=model.model)
+        vector = await asyncio.to_thread(read, model.vector)
+        content = model.model or Digest(await asyncio.to_thread(model_digest, vector))
+        checked = replace(model, model=content, base=self.names.base.digest)
+        if self.child.running:
+            try:
+                await self.child.request({"job": "register", **version_fields(checked)}, timeout=REGISTER_TIMEOUT)
+            except JobRefused as e:
+                raise BadVector(str(e)) from e
+            except ChildError as e:
+                log.warning("engine_missed_version name=%s error=%s", model.name, e.code)  # it reads it when asked for
+        return checked
 
     # -- answers -----------------------------------------------------------------------------------------------------
     async def generate(
-        self, model: ServedModel, prompt: Prompt, sampling: Sampling
+        self,
+        model: ServedModel,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        tenant: str = "",
+        deadline: float | None = None,
     ) -> AsyncGenerator[Piece | Usage, None]:
         """Stream the answers of `model`; the last value is the Usage. Closing the generator cancels the request.
 
         Raises:
-            Busy: too many requests are under way.
+            Busy: too many requests wait.
+            BadVector: the version can't be read any more.
             ContextTooLong, JobRefused: the request cannot be answered.
             ChildDied, JobTimeout, JobCrashed: the engine failed.
         """
+        seconds = ANSWER_TIMEOUT if deadline is None else deadline
+        job = {
+            "job": "generate",
+            "model": model.name,
+            **version_fields(model),
+            **prompt_fields(prompt),
+            **sampling_fields(sampling),
+            "tenant": tenant,
+            "deadline": seconds,
+        }
+        async with self._admitted(), contextlib.aclosing(self.child.stream(job, seconds + LATE)) as events:
+            async for event in events:
+                if event["event"] != "done":
+                    yield parse_piece(event)
+                    continue
+                if event["digest"] not in ("", model.model or model.digest):
+                    raise JobCrashed(f"couldn't answer as {model.name}: {event['digest'][:12]}... has answered")
+                yield parse_usage(event["usage"])
+
+    async def embed(self, inputs: Sequence[Prompt]) -> tuple[npt.NDArray[np.float32], Usage]:
+        """[inputs, hidden]: mean of the base's last hidden states, L2-normalised. Raises as `generate` does."""
+        found: dict[int, str] = {}
+
+        def keep(event: Event) -> None:
+            found[event["index"]] = event["values"]
+
+        job = {"job": "embed", "inputs": [_input(prompt) for prompt in inputs], "deadline": ANSWER_TIMEOUT}
+        async with self._admitted():
+            done = await self.child.request(job, keep, ANSWER_TIMEOUT + LATE)
+        return parse_vectors([found[index] for index in range(len(inputs))]), parse_usage(done["usage"])
+
+    async def stats(self) -> Mapping[str, Json]:
+        """Counters and levels of the engine, flat but for `per_adapter`; empty while it is not loaded."""
+        if not self.child.running:
+            return {}
+        done = await self.child.request({"job": "stats"}, timeout=REGISTER_TIMEOUT)
+        stats: Mapping[str, Json] = done["stats"]
+        return stats
+
+    @contextlib.asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[None]:
         if self._under_way >= self._most_waiting:
-            message = f"couldn't take request: {self._under_way} are under way already"
-            raise Busy(message, retry_after=2)
+            raise Busy(f"couldn't take request: {self._under_way} are under way already", retry_after=2)
         self._under_way += 1
         try:
-            job = {
-                "job": "generate",
-                "model": _adapter(model),
-                **_vector(model),
-                **_prompt(prompt),
-                **_sampling(sampling),
-            }
-            async with contextlib.aclosing(self.child.stream(job, ANSWER_TIMEOUT)) as events:
-                async for event in events:
-                    yield _part(event)
+            yield
         finally:
             self._under_way -= 1
 
 
-def _adapter(model: ServedModel) -> str:
-    """The engine's name of a version: never reused for other bytes."""
-    return BASE if model.vector is None else f"{model.digest}/{model.model or ''}"
+def _load_job(model: Path, base: Digest, adapter: Mapping[str, Any]) -> Job:
+    return {"job": "load", "model": str(model), "base": base, "spec": dict(adapter)}
 
 
-def _vector(model: ServedModel) -> dict[str, str | None]:
-    return {"vector": None if model.vector is None else str(model.vector), "digest": model.model}
-
-
-def _prompt(prompt: Prompt) -> dict[str, Any]:
-    match prompt:
-        case str():
-            return {"prompt": prompt}
-        case Tokens():
-            return {"prompt": list(prompt.ids)}
-        case Chat():
-            return {"messages": [dict(message) for message in prompt.messages]}
-
-
-def _sampling(sampling: Sampling) -> dict[str, Any]:
-    return {
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "seed": sampling.seed,
-        "stop": list(sampling.stop),
-        "n": sampling.n,
-    }
-
-
-def _part(event: Event) -> Piece | Usage:
-    if event["event"] == "done":
-        usage = event["usage"]
-        return Usage(prompt_tokens=usage["prompt_tokens"], completion_tokens=usage["completion_tokens"])
-    return Piece(text=event["text"], index=event["index"], finish=event.get("finish_reason"))
+def _input(prompt: Prompt) -> Any:
+    fields = prompt_fields(prompt)
+    return fields.get("prompt", fields)

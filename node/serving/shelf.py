@@ -1,4 +1,4 @@
-"""What this node serves: every release of the epoch and its own view, computed from blobs and put before the engine.
+"""What this node serves: every release of the epoch, its own view and each member's part, computed from blobs.
 
 Knows no API and no votes. Invariant: a version is served only after its vector was recomputed here and has the digest
 that was decided; computing again gives the same bytes, so `views/` may be lost. Which releases are served stands in our feed
@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from ledger import events
+from ledger import events, rules
 from ledger.collective import Contribution
 from ledger.cuts import Cut
 from node.collective.measure import save_view
@@ -21,8 +21,10 @@ from node.errors import BlobMissing
 from node.network.blobs import BlobStore
 from node.network.sync import Sync
 from node.ports import Engine
+from node.serving.names import member_names
+from node.serving.routing import declared
 from protocol.errors import FishernetError
-from protocol.ids import Digest, EventId
+from protocol.ids import Digest, EventId, MemberId
 
 log = logging.getLogger("fishernet.shelf")
 
@@ -85,23 +87,26 @@ class Shelf:
         self._holdings = holdings
         self._served: set[Digest] = set()
         self._models: dict[Digest, Digest] = {}  # release -> model, as the engine has them
+        self._parts: dict[str, tuple[EventId, ...]] = {}  # model name -> the contributions in it
         self.view: Digest | None = None
 
     async def update(self) -> list[tuple[str, Digest]]:
         """Serve what is new; returns the names and digests that appeared."""
         fresh: list[tuple[str, Digest]] = []
+        superseded = rules.superseded(self._seat.fold)
         for decision in self._seat.fold.releases:
             cut = decision.value
             if (
                 isinstance(cut, Cut)
-                and decision.digest not in self._served
+                and decision.digest not in self._served | superseded
                 and await self._release(cut, decision.digest)
             ):
                 fresh.append((f"release-{cut.number}", decision.digest))
+        self._withdraw(superseded)
         self._record()
         if await self._view() and self.view:
             fresh.append(("view", self.view))
-        return fresh
+        return fresh + await self._members()
 
     async def _release(self, cut: Cut, digest: Digest) -> bool:
         fold = self._seat.fold
@@ -121,29 +126,79 @@ class Shelf:
         self._models[digest] = cut.model
         return True
 
+    def _withdraw(self, superseded: set[Digest]) -> None:
+        """Serve no release with something in it that had to be forgotten, once one without it is served."""
+        releases = self._seat.fold.releases
+        if not superseded or releases[-1].digest not in self._served:
+            return
+        for decision in releases:
+            if decision.digest in superseded & self._served and isinstance(decision.value, Cut):
+                self._engine.drop_release(decision.value.number)
+                self._served.discard(decision.digest)
+                self._models.pop(decision.digest, None)
+                log.info("event=withdrawn number=%s cause=erasure", decision.value.number)
+
     def _record(self) -> None:
-        """Write down what we began to serve, and what no engine of this epoch serves any more; later, while paused."""
+        """Write down what we began to serve, and what we serve no more; later, while paused."""
         seat, fold = self._seat, self._seat.fold
         if seat.paused or not fold.known or fold.charter.member(seat.me) is None:
             return
         said = seat.book.serving(seat.me)
+        ended = rules.superseded(fold) - self._models.keys()
         for release, model in self._models.items():
             if release not in said:
                 seat.append(events.ModelServed(release=release, model=model))
         for decision in fold.releases:
             gone = isinstance(decision.value, Cut) and decision.value.epoch != fold.charter.epoch_id
-            if gone and decision.digest in said:
+            if (gone or decision.digest in ended) and decision.digest in said:
                 seat.append(events.ModelWithdrawn(release=decision.digest))
 
     async def _view(self) -> bool:
         objected = self._objected()
         model = await asyncio.to_thread(self._replay.view, lambda c: c.event not in objected)
-        if isinstance(model, Missing) or model.digest == self.view or not model.registers:
+        empty = not isinstance(model, Missing) and not model.registers and self.view is None
+        if isinstance(model, Missing) or model.digest == self.view or empty:
             return False
         path = await asyncio.to_thread(save_view, self._seat.home, model)
         await self._engine.set_view(model.digest, path)
         self.view = model.digest
         return True
+
+    async def _members(self) -> list[tuple[str, Digest]]:
+        """Serve each contributor's own register, as it is now, and say what its data is about."""
+        fold, fresh = self._seat.fold, list[tuple[str, Digest]]()
+        if not fold.known:
+            return fresh
+        cut, forgotten = fold.current_cut(), rules.forgotten(fold)
+        objected = self._objected() | forgotten
+        kept = {m: [c for c in by if c.event not in forgotten] for m, by in fold.in_cut(cut).items()} if cut else {}
+        sent = {m: by for m, by in kept.items() if by}
+        for contribution in fold.pending():
+            if contribution.event not in objected and self._replay.examine(contribution) is not None:
+                sent.setdefault(fold.owner(contribution.member), []).append(contribution)
+        seats = {m: fold.charter.member(m) for m in sent}
+        names = member_names({m: seat.name if seat else "" for m, seat in seats.items()})
+        for gone in self._parts.keys() - names.values():
+            self._engine.drop_member(gone)
+            del self._parts[gone]
+        for member, name in names.items():
+            events_ = tuple(c.event for c in sent[member])
+            if self._parts.get(name) == events_:
+                continue
+            model = await asyncio.to_thread(self._replay.alone, fold.charter, sent[member])
+            if isinstance(model, Missing) or not model.registers:
+                continue
+            path = await asyncio.to_thread(save_view, self._seat.home, model)
+            seat = seats[member]
+            await self._engine.set_member(name, path, model=model.digest, owner=seat.organisation if seat else member)
+            self._parts[name] = events_
+            fresh.append((name, model.digest))
+        self._engine.set_domains({name: self._declared(member) for member, name in names.items()})
+        return fresh
+
+    def _declared(self, member: MemberId) -> str:
+        described, owner = self._seat.book.described, self._seat.fold.owner
+        return declared(event for (feed, _), (_, event) in described.items() if owner(feed) == member)
 
     def _objected(self) -> set[EventId]:
         """Contributions we have objected to at this height."""

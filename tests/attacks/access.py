@@ -431,14 +431,28 @@ def _(w: World, lie: bool) -> Record:
     return served
 
 
-@attack(63, "a release two merges later still contains it", "C10", "released")
+@attack(63, "a release two merges later still contains it", "C10", "released", also="bad-decision")
 def _(w: World, lie: bool) -> Record:
     _forget(w)
-    if not lie:
-        return w.release()
     w.now += 32 * DAY
     w.alive()
-    return w.release()
+    return w.release(forget=not lie)
+
+
+@attack(63, "a release passes over a request, before its deadline", "bad-decision")
+def _(w: World, lie: bool) -> Record:
+    _forget(w)
+    return w.release(forget=not lie)
+
+
+@attack(63, "a contribution is left out by a request that another member made", "bad-decision")
+def _(w: World, lie: bool) -> Record:
+    mine, request = _forget(w)
+    other = w.forgotten("cyd", contributions=[mine])
+    cut = w.draft()
+    (honest,) = cut.excluded
+    assert honest.evidence == (request.entry.event,)
+    return w.decide(replace(cut, excluded=(replace(honest, evidence=(other.entry.event,)) if lie else honest,)))
 
 
 @attack(63, "a model learnt from what had to go", "C10", "learnt", severity="notice")
@@ -448,9 +462,7 @@ def _(w: World, lie: bool) -> Record:
         w.release()
     else:
         assert mine
-        w.published("bob")
-        w.objected(mine, "bob", "cyd", reason="erased")
-        w.decide(w.draft(exclude=[mine.entry.event]))
+        w.decide(w.draft())
     served = w.served("bob")
     if lie:
         w.now += 32 * DAY

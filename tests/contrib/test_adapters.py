@@ -4,8 +4,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from contrib import adapters, models
 from contrib.adapters import AdapterSpec
@@ -19,6 +17,9 @@ ALL = AdapterSpec(rank=2, alpha=2, targets=("all-linear",), seed=SEED)
 
 @pytest.fixture
 def base():
+    import torch
+    from transformers import AutoModelForCausalLM
+
     torch.set_num_threads(1)
     return AutoModelForCausalLM.from_pretrained(models.tiny_folder(), dtype=torch.float32, local_files_only=True)
 
@@ -80,6 +81,8 @@ def test_all_linear_leaves_embeddings_and_head_alone():
 
 
 def test_b_vector_is_row_by_row_in_order_of_module_names(base):
+    import torch
+
     model = adapters.attach(base, QV)
     layout = adapters.layout(models.tiny_folder(), QV)
     vector = np.arange(layout.coordinates, dtype=np.float32)
@@ -91,6 +94,8 @@ def test_b_vector_is_row_by_row_in_order_of_module_names(base):
 
 
 def test_attached_adapter_computes_base_plus_scale_b_a(base):
+    import torch
+
     name = "model.layers.1.self_attn.v_proj"
     module = base.get_submodule(name)
     x = torch.randn(3, module.in_features, generator=torch.Generator().manual_seed(0))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from contrib.encoding import IGNORED, Codec, Encoded, batch, chat_prompt, codec_of, encode, encode_one
+from contrib.encoding import IGNORED, Codec, Encoded, batch, chat_prompt, encode, encode_one
 from contrib.errors import TokenizerUnfit
 from contrib.row import Message, Row, chat_row, pair_row, text_row
+from contrib.tokenizer import Files, Template
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n"
@@ -34,7 +35,7 @@ ASK, ANSWER = Message(role="user", content="Hi there"), Message(role="assistant"
 MORE, LAST = Message(role="user", content="And now?"), Message(role="assistant", content="Goodbye é.")
 
 
-def tokenizer(template: str | None, *, bos: bool = False) -> PreTrainedTokenizerFast:
+def tokenizer(template: str | None, *, bos: bool = False) -> Files:
     """A real byte-level tokenizer: one token for each byte, and the ChatML marks."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
@@ -45,14 +46,13 @@ def tokenizer(template: str | None, *, bos: bool = False) -> PreTrainedTokenizer
         from tokenizers.processors import TemplateProcessing
 
         made.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", made.token_to_id("<s>"))])
-    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", pad_token="<pad>", bos_token="<s>")
-    fast.chat_template = template
-    return fast
+    specials = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "bos_token": "<s>"}
+    return Files(tokenizer=made, specials=specials, template=template)
 
 
 TOKENIZER = tokenizer(CHATML)
-CODEC = codec_of(TOKENIZER)
-PLAIN = codec_of(tokenizer(None))
+CODEC = TOKENIZER.codec()
+PLAIN = tokenizer(None).codec()
 
 
 def learnt(encoded: Encoded | None) -> list[str]:
@@ -69,7 +69,7 @@ def learnt(encoded: Encoded | None) -> list[str]:
 
 
 def text(ids: Sequence[int]) -> str:
-    return str(TOKENIZER.decode(list(ids)))
+    return str(TOKENIZER.tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
 def test_text_is_learnt_whole_and_packed_into_blocks() -> None:
@@ -94,7 +94,13 @@ def test_chat_is_learnt_in_the_assistants_answers_and_nowhere_else() -> None:
     assert learnt(encoded) == ["Hello!<|im_end|>", "Goodbye é.<|im_end|>"]
     turns = [{"role": m.role, "content": m.content} for m in row.messages]
     assert encoded is not None
-    assert text(encoded.ids) + "\n" == TOKENIZER.apply_chat_template(turns, tokenize=False)
+    template = Template(CHATML, TOKENIZER.specials)
+    assert text(encoded.ids) + "\n" == template.render(turns, False)
+    assert text(encoded.ids) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi there<|im_end|>\n"
+        "<|im_start|>assistant\nHello!<|im_end|>\n<|im_start|>user\nAnd now?<|im_end|>\n"
+        "<|im_start|>assistant\nGoodbye é.<|im_end|>"
+    )
 
 
 def test_prompt_of_an_answer_in_serving_is_what_stands_before_it_in_training() -> None:
@@ -112,20 +118,20 @@ def test_turns_after_the_last_answer_are_left_out() -> None:
 
 
 def test_template_that_rewrites_earlier_turns_teaches_the_last_answer_only() -> None:
-    codec = codec_of(tokenizer(FORGETFUL))
+    codec = tokenizer(FORGETFUL).codec()
     thought = Message(role="assistant", content="<think>hm</think>Hello!")
     assert learnt(encode_one(chat_row([ASK, thought, MORE, LAST]), codec, length=512)) == ["Goodbye é.<|im_end|>"]
 
 
 def test_template_that_hides_the_answer_is_refused() -> None:
     with pytest.raises(TokenizerUnfit, match="chat template"):
-        encode_one(chat_row([ASK, ANSWER]), codec_of(tokenizer(BACKWARDS)), length=512)
+        encode_one(chat_row([ASK, ANSWER]), tokenizer(BACKWARDS).codec(), length=512)
 
 
 def test_template_that_refuses_a_role_is_a_clear_refusal() -> None:
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
     with pytest.raises(TokenizerUnfit, match="no system role"):
-        encode_one(chat_row([SYSTEM, ASK, ANSWER]), codec_of(tokenizer(strict)), length=512)
+        encode_one(chat_row([SYSTEM, ASK, ANSWER]), tokenizer(strict).codec(), length=512)
 
 
 def test_opening_line_of_the_assistant_is_context() -> None:
@@ -135,10 +141,9 @@ def test_opening_line_of_the_assistant_is_context() -> None:
 
 
 def test_tokenizer_without_end_token_is_refused() -> None:
-    made = tokenizer(None)
-    made.eos_token = None
+    made = replace(TOKENIZER, specials={"bos_token": "<s>"})
     with pytest.raises(TokenizerUnfit, match="end-of-sequence"):
-        codec_of(made)
+        made.codec()
 
 
 def test_chat_without_template_uses_the_plain_one() -> None:
@@ -151,7 +156,7 @@ def test_chat_without_template_uses_the_plain_one() -> None:
 
 
 def test_begin_token_stands_where_the_tokenizer_puts_it() -> None:
-    codec = codec_of(tokenizer(None, bos=True))
+    codec = tokenizer(None, bos=True).codec()
     for row in (text_row("some text"), pair_row("q", "a"), chat_row([ASK, ANSWER])):
         encoded = encode_one(row, codec, length=64)
         assert encoded is not None

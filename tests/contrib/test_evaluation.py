@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from permits import to_measure
 
 from contrib import evaluation, learner, models, training
@@ -19,17 +18,23 @@ TEXTS = tuple(text_row(f"Patient {n} came with a cough and went with a {'smile' 
 
 @pytest.fixture(scope="module")
 def tiny():
+    import torch
+
     torch.set_num_threads(1)  # as the worker does: more threads than free cores only wait for each other
     return learner.load(models.tiny_folder(), SPEC, bf16=False)
 
 
 def test_base_loss_is_the_models_own_loss(tiny):
     found = evaluation.held_out_loss(tiny, [Sample(rows=TEXTS)], None, length=32)
+    import torch
+    from transformers import AutoModelForCausalLM
+
     nats, tokens = 0.0, 0
-    with torch.no_grad(), tiny.model.disable_adapter():
+    whole = AutoModelForCausalLM.from_pretrained(models.tiny_folder(), dtype=torch.float32, local_files_only=True)
+    with torch.no_grad():
         for sequence in encode(TEXTS, tiny.codec, length=32):
             ids = torch.tensor([sequence.ids])
-            nats += tiny.model(input_ids=ids, labels=ids).loss.item() * (len(sequence.ids) - 1)
+            nats += whole(input_ids=ids, labels=ids).loss.item() * (len(sequence.ids) - 1)
             tokens += len(sequence.ids) - 1
     assert found.tokens == tokens
     assert found.rows == 30

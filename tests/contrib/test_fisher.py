@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 
 from contrib import adapters, fisher, learner, models
 from contrib.adapters import AdapterSpec
@@ -13,6 +12,8 @@ SPEC = AdapterSpec(rank=4, alpha=4, targets=("q_proj", "v_proj"), seed="0b" * 32
 
 @pytest.fixture(scope="module")
 def tiny():
+    import torch
+
     torch.set_num_threads(1)  # as the worker does: more threads than free cores only wait for each other
     return learner.load(models.tiny_folder(), SPEC, bf16=False)
 

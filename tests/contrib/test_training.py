@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from permits import to_measure, to_train
 
 from contrib import adapters, learner, models, training
@@ -22,6 +21,8 @@ TEXTS = [f"The bone {n} of the left hand is short, and the bone {n + 1} is long.
 
 @pytest.fixture(scope="module")
 def tiny():
+    import torch
+
     torch.set_num_threads(1)  # as the worker does: more threads than free cores only wait for each other
     return learner.load(models.tiny_folder(), SPEC, bf16=False)
 
@@ -109,6 +110,8 @@ def test_nothing_to_train_on_is_said(tiny):
 
 
 def test_narrow_weights_compute_what_plain_autocast_computes(tiny, sequences):
+    import torch
+
     narrow = learner.load(models.tiny_folder(), SPEC, bf16=True)
     view = np.full(tiny.coordinates, 0.01, np.float32)
     narrow.use(view)
@@ -120,6 +123,21 @@ def test_narrow_weights_compute_what_plain_autocast_computes(tiny, sequences):
         exact, _ = learner.token_losses(tiny, sequences[:3])
     assert torch.equal(fast, plain)
     assert abs((fast.sum() - exact.sum()) / counted.sum()) < 0.02
+
+
+def test_steps_have_the_bytes_of_torchs_adamw():
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.ones(5, 3)), torch.nn.Parameter(torch.zeros(7))] for _ in range(2))
+    adam, reference = training.Adam(ours), torch.optim.AdamW(theirs, weight_decay=0.0)
+    for step in range(1, 30):
+        reference.param_groups[0]["lr"] = lr = 1e-3 * step
+        for own, other in zip(ours, theirs, strict=True):
+            own.grad = other.grad = torch.randn(own.shape, generator=generator)
+        adam.step(lr)
+        reference.step()
+        assert all(torch.equal(own, other) for own, other in zip(ours, theirs, strict=True)), step
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from world import DAY, START, World
@@ -18,7 +19,7 @@ from ledger.compliance.past import Causality
 from ledger.compliance.privacy import signs
 from ledger.compliance.repeat import repeat
 from ledger.compliance.rules import ERROR, RULES
-from ledger.entry import Body
+from ledger.entry import Body, Record
 from protocol.ids import MemberId
 
 VIEWS = (Path(compliance.__file__).parent / "views.sql").read_text(encoding="utf-8")
@@ -206,3 +207,75 @@ def test_a_member_is_known_by_all_its_keys() -> None:
     facts = facts_of(world)
     assert dict(facts.database.execute("SELECT member, seat FROM who")) == {i: i for i in world.ids.values()}
     assert MemberId(world.ids["ada"]) in world.fold.ever_members()
+
+
+# -- C14: what was erased since ---------------------------------------------------------------------------------------------
+def erased_uses(world: World, name: str) -> None:
+    """A member used its own rows, and asks that the records of it go."""
+    pair = world.read(name)
+    world.forgotten(name, entries=pair)
+    for record in pair:
+        world.without_body(record)
+
+
+def lent(world: World, **terms: Any) -> Record:
+    grant = world.grant("bob", to=["ada"], **terms)
+    world.say("ada", events.GrantAccepted(grant=grant.entry.event))
+    return grant
+
+
+def c14(world: World) -> list[str | None]:
+    return [f.case for f in find(facts_of(world)) if f.rule.id == "C14"]
+
+
+@pytest.mark.parametrize(
+    ("action", "verdict"), [("train", "allow"), ("evaluate", "deny")], ids=["another grant", "another reason"]
+)
+def test_an_erasure_makes_no_honest_decision_wrong_whichever_grant_it_fell_under(action: str, verdict: str) -> None:
+    """An erased use counts against a limited grant, so that another one may come nearest when the decision is repeated."""
+    world = World.opened()
+    erased_uses(world, "ada")
+    lent(world, uses=1, actions=("train",))
+    lent(world, actions=("label",))
+    lent(world, epsilon_micro=5000, actions=("train",))
+    said = world.decided("ada", "run-x", dataset=f"{world.ids['bob']}/rows", action=action)
+    assert said.body is not None
+    assert said.body.value()["verdict"] == verdict  # type: ignore[index, call-overload]
+    assert c14(world) == []
+
+
+def test_what_no_count_of_erased_uses_explains_is_still_named() -> None:
+    world = World.opened()
+    erased_uses(world, "ada")
+    grant = lent(world, uses=1, actions=("train",))
+    world.decided(
+        "ada", "run-x", dataset=f"{world.ids['bob']}/rows", action="evaluate", lie=world.allowed_by(grant)
+    )
+    assert "verdict" in c14(world)
+
+
+# -- C10: erasure reaches what is served -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("withdrawn", "expected"), [(True, [("C10", "learnt")]), (False, [("C10", "learnt"), ("C10", "served")])]
+)
+def test_a_node_that_moved_to_the_release_without_it_before_the_deadline_is_clean(
+    withdrawn: bool, expected: list[tuple[str, str]]
+) -> None:
+    """What others learnt while it was in stays a notice."""
+    world = World.opened()
+    world.release()
+    (mine,) = (r for r in world.feeds["ada"] if r.entry.header.type == events.Published.TYPE)
+    world.served("bob")
+    request = world.forgotten("ada", contributions=[mine])
+    for name in world.feeds:
+        world.erased(name, request)
+    world.decide(world.draft())
+    old, new = (d.digest for d in world.fold.releases)
+    assert [x.reason for x in world.fold.cut.excluded] == ["erased"]  # type: ignore[union-attr]
+    world.served("bob")
+    if withdrawn:
+        world.say("bob", events.ModelWithdrawn(release=old))
+    world.now += 32 * DAY
+    world.alive()
+    assert sorted((f.rule.id, f.case) for f in find(facts_of(world)) if f.rule.id == "C10") == expected
+    assert new != old

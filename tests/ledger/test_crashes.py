@@ -18,6 +18,9 @@ from pathlib import Path
 import pytest
 
 from ledger import audit
+from ledger.collective import Collective
+from ledger.compliance.facts import Facts
+from ledger.compliance.signs import links
 from ledger.entry import Record
 from ledger.errors import FeedBehind, FeedFrozen, ForkSeen, StoreBroken
 from ledger.store import Draft, Store
@@ -34,6 +37,7 @@ ROOT = Path(__file__).parents[2]
 def appender(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, str(APPENDER), *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -57,21 +61,22 @@ def note(store: Store) -> bytes:
 def kill_rounds(path: Path, rounds: int, seed: int) -> int:
     """Start, let append, kill -9, over and over; each start must have all that was acknowledged. The number of entries."""
     chance, acknowledged = random.Random(seed), -1
-    for _ in range(rounds):
-        process = appender(str(path))
-        assert process.stdout is not None
-        assert process.stderr is not None
-        first = process.stdout.readline()
-        time.sleep(chance.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        printed = (first + process.stdout.read()).split(b"\n")[:-1]
-        said = process.stderr.read()
-        process.stdout.close()
-        process.stderr.close()
-        process.wait()
-        assert printed, f"the appender died before it was killed: {said.decode()}"
-        assert int(printed[0]) > acknowledged  # it went on after what was acknowledged before
-        acknowledged = int(printed[-1])
+    with appender(str(path), "nursery") as nursery:
+        assert nursery.stdin is not None
+        assert nursery.stdout is not None
+        assert nursery.stderr is not None
+        lines = iter(nursery.stdout.readline, b"")
+        for _ in range(rounds):
+            nursery.stdin.write(b"go\n")
+            nursery.stdin.flush()
+            pid, first = int(next(lines)), next(lines)
+            assert first != b"end\n", f"the appender died before it was killed: {nursery.stderr.readline().decode()}"
+            time.sleep(chance.random() * 0.05)
+            os.kill(pid, signal.SIGKILL)
+            printed = [first, *iter(lines.__next__, b"end\n")]
+            assert int(printed[0]) > acknowledged  # it went on after what was acknowledged before
+            acknowledged = int(printed[-1])
+        nursery.stdin.close()
     with Store.open(path) as store:
         head = store.head(COLLECTIVE, MEMBER)
         assert head is not None
@@ -182,6 +187,28 @@ def test_a_file_that_may_not_grow_stops_the_appender_with_a_reason_and_loses_not
         assert audit.integrity(store, COLLECTIVE) == []
         grow(store, 1)
         assert audit.integrity(store, COLLECTIVE) == []
+
+
+# A clock that jumps
+
+
+def test_a_clock_that_is_set_back_breaks_no_chain_and_is_named_at_the_entry(tmp_path: Path) -> None:
+    """Between two appends, inside a batch it cannot: the time is read once. Order is the chain's, never the clock's."""
+    drafts = [Draft(type="test.event", body={"n": n}, salt=bytes(16)) for n in range(3)]
+    hour, written, fold = 3_600_000, list[Record](), Collective(COLLECTIVE)
+    with Store.open(tmp_path / "ledger.db") as store:
+        for now in (2 * hour, hour, hour + 1, 0, 3 * hour):
+            written += store.append_all(KEY, COLLECTIVE, drafts, now_ms=now)
+        assert store.records(COLLECTIVE, MEMBER) == written
+        assert audit.integrity(store, COLLECTIVE) == []
+    with Store.open(tmp_path / "ledger.db") as store:
+        written += store.append_all(KEY, COLLECTIVE, drafts, now_ms=1)
+        assert audit.integrity(store, COLLECTIVE) == []
+    facts = Facts()
+    facts.add(written)
+    facts.settle(fold)
+    said = [(s.seq, s.id, s.severity) for s in links(facts, [MEMBER], {}, 9 * hour)]
+    assert said == [(at, "ts-backwards", "notice") for at in (3, 9, 15)]
 
 
 # Two of one

@@ -114,6 +114,29 @@ ANY = st.one_of(
         deadline=COUNT,
     ),
     st.builds(events.ErasureDone, request=HEX.map(EventId), bodies=COUNT),
+    st.builds(
+        events.AccessServed,
+        since=st.just(5),
+        until=st.integers(5, MAX_INT),
+        served=st.lists(
+            st.builds(
+                events.Served,
+                key=CODE,
+                purpose=CODE,
+                model=HEX,
+                reason=st.just("") | CODE,
+                grants=st.lists(HEX.map(EventId), max_size=3, unique=True).map(sorted).map(tuple),
+                requests=st.integers(1, MAX_INT),
+                prompt_tokens=COUNT,
+                answer_tokens=COUNT,
+            ),
+            min_size=1,
+            max_size=3,
+            unique_by=lambda each: each.kind,
+        )
+        .map(lambda found: sorted(found, key=lambda each: each.kind))
+        .map(tuple),
+    ),
     st.builds(events.EgressSet, policy=OBJECT),
     st.builds(events.EgressRefused, run=TEXT, code=CODE, policy=HEX),
     st.builds(events.ModelServed, release=HEX, model=HEX),
@@ -222,6 +245,22 @@ ONE_OF_EACH: list[events.Event] = [
         verdict="deny",
         reasons=("purpose",),
         policy=D,
+    ),
+    events.AccessServed(
+        since=1,
+        until=2,
+        served=(
+            events.Served(
+                key="k1",
+                purpose="x",
+                model=D,
+                reason="",
+                grants=(EventId(D),),
+                requests=1,
+                prompt_tokens=0,
+                answer_tokens=0,
+            ),
+        ),
     ),
     events.EgressSet(policy={}),
     events.EgressRefused(run="r", code="norm", policy=D),

@@ -9,6 +9,7 @@ import pytest
 from line import Line, published, running
 from real_node import Node, make_node, sentences, until
 
+RUNNING = pytest.StashKey[list[Line]]()
 NAMES = ("clinic", "security", "cinema")
 
 
@@ -17,6 +18,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.timeout(420))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """After the last test of the line its nodes end, although their fixture lives longer: they would go on working."""
+    try:
+        return (yield)
+    finally:
+        last = nextitem is None or nextitem.path.parent != item.path.parent
+        for line in item.session.stash.get(RUNNING, []) if last else []:
+            line.stop()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,13 +41,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def trio(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[tuple[Line, Node]]:
+def trio(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache: Path
+) -> Iterator[tuple[Line, Node]]:
     """Three running nodes, and the home of a member that only reads."""
     folder = tmp_path_factory.mktemp("line")
     voters = [make_node(folder, name, sentences(name), train__rounds=2) for name in NAMES]
     auditor = make_node(folder, "auditor")
     whole = Line.found([*voters, auditor], {"auditor": "auditor"})
     with running(Line(voters, whole.id)) as line:
+        request.session.stash.setdefault(RUNNING, []).append(line)
         yield line, auditor
 
 

@@ -11,6 +11,7 @@ import pytest
 from line import Line, refused, running
 from real_node import Node, make_node, sentences, until
 
+from ledger.cuts import Cut
 from node.keys.rowkey import RowKey
 
 PERSON = "Canary Person-41d2"
@@ -47,6 +48,15 @@ def raw(node: Node) -> bytes:
     """Every byte of a home and of the daemon's log; sockets are no files."""
     files = [file for file in sorted(node.home.path.rglob("*")) if file.is_file()]
     return b"\0".join(file.read_bytes() for file in [*files, node.log])
+
+
+def left_out(node: Node) -> set[str]:
+    cut = node.fold().cut
+    return {x.event for x in cut.excluded if x.reason == "erased"} if cut else set()
+
+
+def serves(node: Node) -> set[str]:
+    return {name for name in node.status()["serving"]["models"] if name.startswith("release-")}
 
 
 def test_sealed_rows_train_a_release_and_the_key_is_in_no_file_argument_or_environment(pair: Line) -> None:
@@ -106,6 +116,11 @@ def test_forgetting_on_running_nodes_ends_with_every_holder_clean_and_the_record
     for node in pair.nodes:
         until(lambda node=node: node.status().get("erasures") == [], 60, what=f"{node.name} knows that all confirmed")
     assert [body["bodies"] for kind, body in bob.own() if kind == "erasure.done"][-1] == result["bodies"]
+    marked = set(result["contributions"])
+    assert result["releases"] == [d.value.number for d in ada.fold().releases if isinstance(d.value, Cut)][:1]
+    for node in pair.nodes:
+        until(lambda node=node: marked <= left_out(node), 120, what=f"{node.name} decides a release without them")
+        until(lambda node=node: serves(node) == {f"release-{len(node.releases())}"}, what=f"{node.name} serves that alone")
     for secret in (TEXT, PERSON, "canary"):
         assert secret.encode() not in raw(ada)
         assert secret.encode() not in bob.log.read_bytes()

@@ -351,7 +351,7 @@ def test_a_draft_never_reaches_less_far_than_the_decision_before(table: Table) -
 def test_a_member_that_floods_its_feed_with_rejected_contributions_stops_only_itself(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judging, "MAX_LIST", 12)  # two exclusions for each of three contributors
+    monkeypatch.setattr(rules, "MAX_LIST", 12)  # two exclusions for each of three contributors
     ada, bob, cyd = table
     flood = [cyd.publish(blob=cyd.blob(HELPS, base=digest(b"other"), tokens=n + 1)) for n in range(4)]
     bob.publish(HELPS)

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from seats import Sitter, Table
 
 from ledger import events
+from node.ports import ServedModel
 from node.serving.models import Serving
 from node.serving.shelf import Holdings, Shelf
 from protocol.ids import digest
@@ -78,3 +80,58 @@ def test_what_an_earlier_epoch_made_is_withdrawn_when_the_next_one_begins(table:
     asyncio.run(shelf_of(ada).update())
     assert served(ada) == [("model.served", first), ("model.withdrawn", first)]
     assert ada.seat.book.serving(ada.id) == {}
+
+
+def names_of(shelf: Shelf) -> dict[str, ServedModel]:
+    engine: Any = shelf._engine
+    return {model.name: model for model in engine.models()}
+
+
+def test_each_members_own_part_is_served_under_its_name(table: Table) -> None:
+    table.release()
+    ada, bob = table["ada"], table["bob"]
+    shelf = shelf_of(ada)
+    fresh = asyncio.run(shelf.update())
+    assert {"member/ada", "member/bob", "member/cyd"} <= {name for name, _ in fresh}
+    first = names_of(shelf)["member/bob"]
+    (sent,) = bob.fold.contributions[bob.id]
+    answer = ada.replay.examine(sent)
+    wanted = np.zeros(64, dtype=np.float32)
+    wanted[answer.update.indices] = answer.update.units / 2**24
+    assert first.vector is not None
+    np.testing.assert_array_equal(np.load(first.vector), wanted)
+    assert first.owner == "bob"
+    assert asyncio.run(shelf.update()) == [], "nothing new, nothing computed"
+
+    table["bob"].publish()
+    table.deliver()
+    assert [name for name, _ in asyncio.run(shelf.update())] == ["view", "member/bob"]
+    second = names_of(shelf)["member/bob"]
+    assert second.digest != first.digest
+    engine: Any = shelf._engine
+    assert engine.find(f"member/bob@{first.digest}").vector == first.vector, "the one before is still found by digest"
+
+
+def test_part_of_who_has_sent_nothing_is_not_served_and_of_who_left_no_longer_under_the_name(table: Table) -> None:
+    table.release("ada", "bob")
+    shelf = shelf_of(table["ada"])
+    asyncio.run(shelf.update())
+    assert {name for name in names_of(shelf) if name.startswith("member/")} == {"member/ada", "member/bob"}
+    table.amend({"op": "remove", "id": table["bob"].id})
+    asyncio.run(shelf.update())
+    assert {name for name in names_of(shelf) if name.startswith("member/")} == {
+        "member/ada",
+        f"member/{table['bob'].id[:12]}",
+    }
+
+
+def test_what_a_member_declared_about_its_data_is_what_auto_goes_by(table: Table) -> None:
+    table.release()
+    table["bob"].seat.append(events.DataDescribed(dataset="films", tags=("actors", "reviews")))
+    table["bob"].seat.append(events.DataDescribed(dataset="books"))
+    table.deliver()
+    shelf = shelf_of(table["ada"])
+    asyncio.run(shelf.update())
+    engine: Any = shelf._engine
+    assert engine._router.domains["member/bob"].text == "books. films: actors, reviews"
+    assert engine._router.domains["member/bob"].source == "declared"

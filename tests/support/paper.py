@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ def witness_key(name: str) -> SigningKey:
     return key(f"witness of {name}")
 
 
+@functools.cache
 def key(name: str) -> SigningKey:
     return SigningKey(hashlib.sha256(name.encode()).digest())
 

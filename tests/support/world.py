@@ -218,13 +218,20 @@ class World:
         whole: dict[str, Any] = {"epoch": epoch, "number": number, "blob": digest(data), "size": len(data), "run": run}
         return self.say(name, events.Published(**{**whole, **fields}))
 
-    def draft(self, *, exclude: Sequence[EventId] = (), model: Digest | None = None, reach: bool = True) -> Cut:
-        """The cut that an honest proposer makes of everything, without `exclude`; a dishonest one ignores what is in reach."""
+    def draft(
+        self, *, exclude: Sequence[EventId] = (), model: Digest | None = None, reach: bool = True, forget: bool = True
+    ) -> Cut:
+        """The cut that an honest proposer makes of everything, without `exclude`.
+
+        A dishonest one ignores what is in reach, or what was asked to be forgotten.
+        """
         fold = self.fold
         sizes = {m: n for m, n in fold.sizes.items() if m in fold.ever_members()}
         sizes = rules.within_reach(fold, sizes) if reach else sizes
         place, previous = rules.place(fold, sizes), fold.current_cut()
         excluded = {x.event: x for x in (*(previous.excluded if previous else ()), *rules.refused(fold, sizes))}
+        for event, request in rules.erased(fold, place).items() if forget else ():
+            excluded.setdefault(event, Exclusion(event=event, reason=rules.ERASED, evidence=(request,)))
         for event in exclude:
             evidence = tuple(sorted(rules.objections(fold, place, event).values()))
             excluded[event] = Exclusion(event=event, reason=rules.REFUSED, evidence=evidence)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.serving.decoding import Detokenizer, StopFilter
+from node.serving.engine.decoding import Detokenizer, StopFilter
 
 MARK = "�"
 

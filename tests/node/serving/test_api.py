@@ -16,9 +16,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from node.errors import AddressError
 from node.http import Address, listen, run_server
+from node.serving import api_answers as shapes
 from node.serving.api import create_app
 from node.serving.models import Serving
 from protocol.ids import Digest
@@ -26,6 +28,10 @@ from tests.support.live_engine import BASE, HEAD, Live, make_serving, serve
 
 PROMPT = "The people of the United States"
 R7 = Digest("77" * 32)
+
+
+def JSON(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +122,9 @@ def test_streamed_chat_opens_with_the_role_and_ends_with_usage(client: openai.Op
     assert text == whole.choices[0].message.content
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     assert chunks[-1].choices == []
-    assert chunks[-1].usage == whole.usage
+    assert chunks[-1].usage is not None
+    assert whole.usage is not None
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
     assert all(chunk.usage is None for chunk in chunks[:-1])
     assert whole.object == "chat.completion"
     assert whole.choices[0].message.role == "assistant"
@@ -188,6 +196,197 @@ def test_labels_and_neutral_values_are_taken(client: openai.OpenAI) -> None:
     assert len(answer.choices) == 1
 
 
+# -- what goes beyond text -------------------------------------------------------------------------------------------
+def exact(answer: Any) -> dict[str, Any]:
+    """The body as it came, held against the shapes of our document."""
+    body: dict[str, Any] = json.loads(answer.content if isinstance(answer, httpx.Response) else answer.text)
+    model = {"text_completion": shapes.Completion, "chat.completion": shapes.ChatCompletion}.get(body["object"])
+    if model is not None:
+        model.model_validate(body, strict=True, extra="forbid")
+    return body
+
+
+def test_answer_says_in_its_body_where_it_came_from(live: Live, release: Digest) -> None:
+    asked = {"model": "latest", "prompt": "a", "max_tokens": 1}
+    vector = live.serving.find("latest").model
+    origin = {
+        "model": "release-7",
+        "release": release,
+        "head": HEAD,
+        "vector": vector,
+        "asked": "latest",
+        "route": None,
+    }
+    assert exact(post(live, "/v1/completions", asked))["fishernet"] == origin
+    stream = post(live, "/v1/completions", {**asked, "stream": True, "stream_options": {"include_usage": True}}).text
+    chunks = [json.loads(line[6:]) for line in stream.split("\n\n") if line.startswith("data: {")]
+    assert chunks[0]["fishernet"] == chunks[-1]["fishernet"] == origin
+    assert stream.endswith("data: [DONE]\n\n")
+
+
+def test_logprobs_of_a_completion_have_openais_shape(live: Live) -> None:
+    asked = {"model": "base", "prompt": PROMPT, "max_tokens": 5, "temperature": 0, "logprobs": 2}
+    choice = exact(post(live, "/v1/completions", asked))["choices"][0]
+    scores = choice["logprobs"]
+    assert "".join(scores["tokens"]) == choice["text"]
+    assert scores["text_offset"] == [0, 1, 2, 3, 4]
+    for token, logprob, top in zip(scores["tokens"], scores["token_logprobs"], scores["top_logprobs"], strict=True):
+        assert len(top) == 2
+        assert top[token] == logprob == max(top.values()) <= 0
+    stream = post(live, "/v1/completions", {**asked, "stream": True}).text
+    found: list[str] = []
+    for line in stream.split("\n\n"):
+        if line.startswith("data: {") and (scored := json.loads(line[6:])["choices"][0]["logprobs"]):
+            found += scored["tokens"]
+    assert found == scores["tokens"]
+
+
+def test_logprobs_of_a_chat_have_openais_shape(live: Live, client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "base", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    exact(post(live, "/v1/chat/completions", {**asked, "logprobs": True}))
+    scored = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3, temperature=0)
+    logprobs = scored.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    for token in logprobs.content:
+        assert token.bytes == list(token.token.encode())
+        assert [top.token for top in token.top_logprobs][0] == token.token
+        assert len(token.top_logprobs) == 3
+    plain = client.chat.completions.create(**asked)
+    assert plain.choices[0].logprobs is None
+
+
+def test_echo_scores_the_prompt_as_a_harness_for_benchmarks_asks(live: Live) -> None:
+    ids = list(PROMPT.encode())
+    asked = {"model": "base", "prompt": [ids, ids[:4]], "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
+    body = exact(post(live, "/v1/completions", asked))
+    for choice, given in zip(body["choices"], (ids, ids[:4]), strict=True):
+        scores = choice["logprobs"]
+        assert scores["tokens"][: len(given)] == [chr(i) for i in given]
+        assert len(scores["tokens"]) == len(given) + 1
+        assert choice["text"].startswith(bytes(given).decode())
+        assert scores["token_logprobs"][0] is scores["top_logprobs"][0] is None
+        assert all(score < 0 for score in scores["token_logprobs"][1:])
+        assert scores["text_offset"] == list(range(len(given) + 1))
+    only = exact(post(live, "/v1/completions", {**asked, "max_tokens": 0}))["choices"][0]
+    assert only["text"] == PROMPT
+    assert only["logprobs"]["token_logprobs"] == body["choices"][0]["logprobs"]["token_logprobs"][:-1]
+    assert only["finish_reason"] == "length"
+
+
+def test_echoed_scores_are_those_of_drawing(live: Live) -> None:
+    asked = {"model": "base", "prompt": PROMPT, "max_tokens": 6, "temperature": 0, "logprobs": 0}
+    drawn = exact(post(live, "/v1/completions", asked))["choices"][0]
+    echoed = {**asked, "prompt": PROMPT + drawn["text"], "max_tokens": 0, "echo": True}
+    scores = exact(post(live, "/v1/completions", echoed))["choices"][0]["logprobs"]["token_logprobs"]
+    assert scores[-6:] == pytest.approx(drawn["logprobs"]["token_logprobs"], abs=1e-4)
+
+
+def test_json_mode_gives_json(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "maximum": 9, "minimum": 0}, "b": {"enum": ["x", "y"]}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    for seed in range(3):
+        answer = client.chat.completions.create(
+            model="base",
+            messages=[{"role": "user", "content": "JSON please"}],
+            max_tokens=60,
+            seed=seed,
+            response_format=JSON(schema),  # type: ignore[arg-type]
+        )
+        assert answer.choices[0].finish_reason == "stop"
+        found = json.loads(answer.choices[0].message.content or "")
+        assert (set(found), found["b"] in "xy", 0 <= found["a"] <= 9) == ({"a", "b"}, True, True)
+    text = client.completions.create(
+        model="base", prompt="{}", max_tokens=9, extra_body={"response_format": {"type": "json_object"}}
+    )
+    assert text.choices[0].text.startswith("{")
+
+
+def test_cuts_reach_the_engine(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "base", "prompt": PROMPT, "max_tokens": 12}
+    greedy = client.completions.create(**asked, temperature=0).choices[0].text
+    for cut in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-9}):
+        drawn = client.completions.create(**asked, temperature=2, seed=3, extra_body=cut).choices[0].text
+        assert drawn == greedy, cut
+    assert client.completions.create(**asked, temperature=2, seed=3).choices[0].text != greedy
+
+
+def test_prompts_of_one_request_run_side_by_side(live: Live) -> None:
+    seen: list[int] = []
+
+    async def watch() -> None:
+        for _ in range(200):
+            seen.append(live.serving.under_way)
+            await asyncio.sleep(0.005)
+
+    watching = asyncio.run_coroutine_threadsafe(watch(), live.loop.loop)
+    body = exact(post(live, "/v1/completions", {"model": "base", "prompt": ["a", "b", "c"], "max_tokens": 60}))
+    watching.cancel()
+    assert len(body["choices"]) == 3
+    assert max(seen) == 3
+
+
+def test_embeddings_are_the_bases_and_of_length_one(client: openai.OpenAI, release: Digest) -> None:
+    texts = ["a cat", "a cat", "constitutional law"]
+    found = client.embeddings.create(model="base", input=texts)  # the client asks for base64
+    plain = client.embeddings.create(model="base", input=texts, encoding_format="float")
+    assert [item.index for item in found.data] == [0, 1, 2]
+    for item, other in zip(found.data, plain.data, strict=True):
+        assert item.embedding == pytest.approx(other.embedding, abs=1e-6)
+        assert sum(x * x for x in item.embedding) == pytest.approx(1, abs=1e-4)
+    assert found.data[0].embedding == pytest.approx(found.data[1].embedding, abs=1e-5)
+    assert found.data[0].embedding != pytest.approx(found.data[2].embedding, abs=1e-2)
+    assert found.usage.prompt_tokens == sum(map(len, texts))
+    one = client.embeddings.create(model=BASE, input=list(b"a cat"))
+    assert one.data[0].embedding == pytest.approx(found.data[0].embedding, abs=1e-5)
+    with pytest.raises(openai.BadRequestError, match="only the base model"):
+        client.embeddings.create(model=release, input="a")
+
+
+def test_timeout_of_a_request_cuts_its_answer(live: Live) -> None:
+    asked = {"model": "base", "prompt": "a", "max_tokens": 500, "temperature": 1, "logit_bias": None}
+    url = f"http://127.0.0.1:{live.port}/v1/completions"
+    for body, headers in (({**asked, "timeout": 0.15}, {}), (asked, {"timeout": "0.15"})):
+        since = time.monotonic()
+        found = exact(httpx.post(url, json=body, headers=headers, timeout=60))
+        assert time.monotonic() - since < 3
+        choice = found["choices"][0]
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")
+        assert 0 < found["usage"]["completion_tokens"] < 500
+    none = post(live, "/v1/completions", {**asked, "timeout": 1e-6})
+    assert (none.status_code, none.json()["error"]["code"]) == (504, "deadline_exceeded")
+    bad = httpx.post(url, json=asked, headers={"timeout": "soon"}, timeout=60)
+    assert (bad.status_code, bad.json()["error"]["param"]) == (400, "timeout")
+
+
+def test_metrics_count_and_time_requests(live: Live) -> None:
+    post(live, "/v1/completions", {"model": "base", "prompt": "a", "max_tokens": 3, "temperature": 0})
+    post(live, "/v1/completions", {"model": "nothing-like-it", "prompt": "a"})
+    found = httpx.get(f"http://127.0.0.1:{live.port}/metrics")
+    assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
+    samples = {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(found.text)
+        for sample in family.samples
+    }
+    assert samples["fishernet_requests_total", ("base", "completions", "200")] >= 1
+    assert samples["fishernet_requests_total", ("", "completions", "404")] >= 1
+    assert samples["fishernet_tokens_total", ("answer", "base")] >= 3
+    assert samples["fishernet_ttft_seconds_count", ("base",)] >= 1
+    assert samples["fishernet_itl_seconds_count", ("base",)] >= 1
+    assert samples["fishernet_engine_up", ()] == 1
+    assert samples["fishernet_engine_tokens_decode_total", ()] >= 1
+    for name in ("rows", "rows_busy", "requests_waiting", "adapters_active", "adapters_ram_bytes"):
+        assert (f"fishernet_engine_{name}", ()) in samples
+    for name in ("tier_hits_ram", "swap_ins", "evictions_active"):
+        assert (f"fishernet_engine_{name}_total", ()) in samples
+    assert "nothing-like-it" not in found.text
+
+
 # -- refusals --------------------------------------------------------------------------------------------------------
 def test_unknown_model_is_not_found_and_near_names_are_given(client: openai.OpenAI, release: Digest) -> None:
     del release
@@ -212,7 +411,8 @@ def test_too_long_a_prompt_is_a_bad_request_with_openais_code(client: openai.Ope
     ("change", "code", "param"),
     [
         ({"temperature": 3}, "invalid_value", "temperature"),
-        ({"n": 5}, "invalid_value", "n"),
+        ({"n": 9}, "invalid_value", "n"),
+        ({"n": True}, "invalid_value", "n"),
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
         ({"prompt": None}, "invalid_value", "prompt"),
         ({"prompt": []}, "invalid_value", "prompt"),
@@ -221,8 +421,19 @@ def test_too_long_a_prompt_is_a_bad_request_with_openais_code(client: openai.Ope
         ({"prompt": [70000]}, "bad_tokens", None),
         ({"stop": ["a"] * 9}, "invalid_value", "stop"),
         ({"temprature": 1}, "unknown_parameter", "temprature"),
-        ({"logprobs": 3}, "unknown_parameter", "logprobs"),
-        ({"stream_options": {"include_usage": True}}, "invalid_value", None),
+        ({"logprobs": 21}, "invalid_value", "logprobs"),
+        ({"top_k": -2}, "invalid_value", "top_k"),
+        ({"min_p": 1.5}, "invalid_value", "min_p"),
+        ({"timeout": 0}, "invalid_value", "timeout"),
+        ({"presence_penalty": 0.5}, "unsupported_value", "presence_penalty"),
+        ({"best_of": 2}, "invalid_value", "best_of"),
+        ({"prompt": ["a"] * 17}, "invalid_value", "prompt"),
+        ({"prompt": ["a"] * 9, "n": 8}, "invalid_value", "prompt"),
+        ({"response_format": {"type": "xml"}}, "invalid_value", "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "missing_required_parameter", "response_format"),
+        ({"response_format": JSON({"type": "objec"})}, "bad_schema", "response_format"),
+        ({"response_format": JSON({"not": {}})}, "bad_schema", "response_format"),
+        ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
         ({"model": ""}, "invalid_value", "model"),
     ],
 )
@@ -279,18 +490,6 @@ def test_fault_of_a_chat_message_is_named(live: Live) -> None:
         assert found.json()["error"]["param"] == "messages"
 
 
-def test_keys_are_asked_for_when_they_are_configured(live: Live) -> None:
-    with served(live, live.serving, api_keys=("sesame", "other")) as port:
-        url = f"http://127.0.0.1:{port}"
-        assert httpx.get(f"{url}/health").status_code == 200
-        for headers in ({}, {"authorization": "Bearer sesam"}, {"authorization": "Basic sesame"}):
-            refused = httpx.get(f"{url}/v1/models", headers=headers)
-            assert refused.status_code == 401
-            assert refused.json()["error"]["code"] == "invalid_api_key"
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="sesame", max_retries=0) as client:
-            assert next(iter(client.models.list())).id == "base"
-
-
 def test_crowd_is_told_to_come_back(live: Live) -> None:
     serving = live.serving
     before, serving._most_waiting = serving._most_waiting, 0
@@ -313,16 +512,18 @@ def test_engine_that_cannot_load_is_unavailable(live: Live, tmp_path: Path) -> N
         assert found.json()["error"]["code"] == "child-died"
 
 
-def test_health_follows_the_ready_flags(live: Live) -> None:
-    url = f"http://127.0.0.1:{live.port}/health"
-    assert httpx.get(url).json()["status"] == "ok"
+def test_health_is_life_and_ready_says_what_is_missing(live: Live) -> None:
+    url = f"http://127.0.0.1:{live.port}"
     live.ready["network"] = False
     try:
-        found = httpx.get(url)
-        assert (found.status_code, found.json()["status"]) == (503, "starting")
-        assert found.json()["ready"] == {"engine": True, "network": False}
+        assert httpx.get(f"{url}/health").json() == {"status": "ok", "node": "clinic"}
+        found = httpx.get(f"{url}/ready")
+        assert (found.status_code, found.json()["status"], found.json()["missing"]) == (503, "starting", ["network"])
     finally:
         del live.ready["network"]
+    found = httpx.get(f"{url}/ready")
+    assert (found.status_code, found.json()["ready"], found.json()["missing"]) == (200, {"engine": True}, [])
+    assert found.json()["head"] == HEAD
 
 
 # -- connections -----------------------------------------------------------------------------------------------------
@@ -419,5 +620,5 @@ def test_log_lines_name_counts_and_no_text(live: Live, caplog: pytest.LogCapture
     with caplog.at_level("INFO", logger="fishernet"):
         post(live, "/v1/completions", {"model": "base", "prompt": "canary-in-a-mine", "max_tokens": 2})
     line = next(record.getMessage() for record in caplog.records if record.name == "fishernet.api")
-    assert re.fullmatch(r"answered model=base digest=\w{12} prompt_tokens=16 completion_tokens=2 ms=\d+", line)
+    assert re.fullmatch(r"answered model=base digest=\w{12} key=- prompt_tokens=16 completion_tokens=2 ms=\d+", line)
     assert "canary" not in caplog.text
