@@ -3,9 +3,18 @@
 Every ratio is taken in one run, its two sides by turns, so that the machine's mood hits both. What is bound by the processor
 is measured in processor time of this process (other work may share the cores); what waits for the disk in wall time. The long
 feed is written by the node's own batch append, every entry signed. "Lines" are the signed header lines, the leaves of the tree;
-bodies and salts are what the entries are about and count as data of their own. A single append is compared with two raw
-commits: of its line alone with one signature, and of all the rows that it writes (line, body, head, node) with its two
-signatures, which is what no design with a signed head for every entry can beat.
+bodies and salts are what the entries are about and count as data of their own.
+
+Single append: one `append` of an event with its body that names two seen heads, durable when it returns (WAL, synchronous=FULL),
+against a raw commit of that line alone and one `SigningKey.sign`, by turns of 20, the ratio that of each turn's medians. The raw
+commit has the ledger's settings and the usual table, key (feed, seq); beside it stands, without a floor, the leanest that we
+know: an integer key, and the INSERT a transaction by itself. The head is signed when somebody asks for it, so `append and a
+head each` is what an entry costs that is announced at once: two commits and two signatures.
+
+Full verify: every line of a stored feed is read and checked for its signature, canonical form, chain, stored leaf and stored
+tree (mode `lines`), against `VerifyKey.verify` of the same messages; the whole audit, which reads every body besides, stands
+below without a floor. Medians of the ratios of 15 rounds, one thread. Proofs: random places of the whole feed,
+high nodes in memory.
 
     python benchmarks/bench_ledger.py [--entries N] [--full] [--json FILE]
 """
@@ -27,7 +36,7 @@ from harness import Figure, finish, options, table
 from nacl.bindings import crypto_sign_open
 
 from ledger import audit, checkpoint, entry
-from ledger.entry import Record, Seen
+from ledger.entry import Seen
 from ledger.store import Draft, Store
 from protocol import keys
 from protocol.ids import CollectiveId, Digest, MemberId
@@ -41,7 +50,9 @@ ROUNDS = 15
 SIGNED = 2_000  # entries of the feed whose every signature is verified
 SINGLE = 1_500  # single appends on each side
 PROOFS = 5_000
-RAW, ROWS, OURS = "raw commit of the line + 1 signature", "raw commit of all rows + 2 signatures", "append"
+TURN = 20
+RAW, LEAN, OURS = "raw commit of the line + 1 signature", "leanest raw commit of the line + 1 signature", "append"
+TOLD = "append and a head each"
 MILLION = 1_000_000
 
 
@@ -106,88 +117,82 @@ def clocked(work: Callable[[], object], clock: Callable[[], float] = time.proces
 
 # -- appending -------------------------------------------------------------------------------------------------------
 class RawCommits:
-    """What SQLite and libsodium alone take for one durable commit, with the settings of the ledger."""
+    """What SQLite and libsodium alone take for one durable commit of a line, with the settings of the ledger."""
 
-    def __init__(self, path: Path, record: Record, head: checkpoint.Head) -> None:
-        self.line, self.record, self.head = record.entry.line, record, head
+    def __init__(self, path: Path, line: bytes) -> None:
+        self.line = line
         self.database = sqlite3.connect(path, isolation_level=None)
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 4000"):
             self.database.execute(f"PRAGMA {pragma}").fetchall()
-        for table_ in (
-            "lines (feed INTEGER, seq INTEGER, line BLOB, leaf BLOB",
-            "bodies (feed INTEGER, seq INTEGER, salt BLOB, data BLOB",
-        ):
-            self.database.execute(f"CREATE TABLE {table_}, PRIMARY KEY (feed, seq))")
-        for table_ in (
-            "heads (feed INTEGER, seq INTEGER, root BLOB, sig BLOB",
-            "nodes (feed INTEGER, seq INTEGER, hash BLOB",
-        ):
-            self.database.execute(f"CREATE TABLE {table_}, PRIMARY KEY (feed, seq)) WITHOUT ROWID")
+        self.database.execute("CREATE TABLE lines (feed INTEGER, seq INTEGER, line BLOB, PRIMARY KEY (feed, seq))")
+        self.database.execute("CREATE TABLE lean (place INTEGER PRIMARY KEY, line BLOB)")
         self.count = 0
 
-    def line_only(self) -> None:
-        """One row, one signature."""
-        KEY.sign(self.line)
-        self._commit(("lines", (self.line, None)))
-
-    def all_rows(self) -> None:
-        """The rows of one entry, two signatures."""
-        KEY.sign(self.line)
-        KEY.sign(self.head.note)
-        body = self.record.body
-        self._commit(
-            ("lines", (self.line, bytes(32))),
-            ("bodies", (body.salt if body else None, body.data if body else None)),
-            ("heads", (bytes(32), self.head.signature)),
-            ("nodes", (bytes(32),)),
-        )
-
-    def _commit(self, *rows: tuple[str, tuple[bytes | None, ...]]) -> None:
+    def usual(self) -> None:
+        """A row under the key (feed, seq), in a transaction as one writes it."""
         self.count += 1
+        KEY.sign(self.line)
         self.database.execute("BEGIN IMMEDIATE")
-        for name, values in rows:
-            marks = ", ?" * len(values)
-            self.database.execute(f"INSERT INTO {name} VALUES (1, ?{marks})", (self.count, *values))  # noqa: S608
+        self.database.execute("INSERT INTO lines VALUES (1, ?, ?)", (self.count, self.line))
         self.database.execute("COMMIT")
+
+    def lean(self) -> None:
+        """A row under one integer, in one statement."""
+        self.count += 1
+        KEY.sign(self.line)
+        self.database.execute("INSERT INTO lean VALUES (?, ?)", (self.count, self.line))
 
 
 def single_appends(folder: Path) -> list[Figure]:
     """One durable append against raw commits, by turns."""
-    wall: dict[str, list[float]] = {}
-    cpu: dict[str, list[float]] = {}
-    with Store.open(folder / "single.db") as store:
-        first = store.append_all(KEY, COLLECTIVE, drafts(0, 1, neighbours=2), now_ms=1)[0]
-        head = checkpoint.parse(store.heads(COLLECTIVE)[0].note)
-        raw = RawCommits(folder / "raw.db", first, head)
-        rows_too = RawCommits(folder / "rows.db", first, head)
+    with Store.open(folder / "single.db") as store, Store.open(folder / "told.db") as told:
+        line = store.append_all(KEY, COLLECTIVE, drafts(0, 1, neighbours=2), now_ms=1)[0].entry.line
+        raw, lean = RawCommits(folder / "raw.db", line), RawCommits(folder / "lean.db", line)
+
+        def announced(draft: Draft) -> None:
+            told.append_all(KEY, COLLECTIVE, [draft], now_ms=1)
+            told.heads(COLLECTIVE)
+
         sides: dict[str, Callable[[Draft], object]] = {
-            RAW: lambda _: raw.line_only(),
-            ROWS: lambda _: rows_too.all_rows(),
+            RAW: lambda _: raw.usual(),
+            LEAN: lambda _: lean.lean(),
             OURS: lambda draft: store.append_all(KEY, COLLECTIVE, [draft], now_ms=1),
+            TOLD: announced,
         }
-        for draft in drafts(1, SINGLE, neighbours=2):
+        wall: dict[str, list[float]] = {name: [] for name in sides}
+        cpu: dict[str, list[float]] = {name: [] for name in sides}
+        for start in range(1, SINGLE, TURN):
+            ready = drafts(start, TURN, neighbours=2)
             for name, work in sides.items():
-                start = time.process_time()
-                wall.setdefault(name, []).append(clocked(lambda w=work, d=draft: w(d), time.perf_counter))
-                cpu.setdefault(name, []).append(time.process_time() - start)
+                times, busy = [], []
+                for draft in ready:
+                    before = time.thread_time()
+                    times.append(clocked(lambda w=work, d=draft: w(d), time.perf_counter))
+                    busy.append(time.thread_time() - before)
+                wall[name].append(statistics.median(times))
+                cpu[name].append(statistics.median(busy))
         raw.database.close()
-        rows_too.database.close()
-    median = {name: statistics.median(times) for name, times in wall.items()}
+        lean.database.close()
+
+    def ratio(other: str, times: dict[str, list[float]]) -> float:
+        return statistics.median(theirs / ours for theirs, ours in zip(times[other], times[OURS], strict=True))
+
     rows = [
         (
             name,
-            1e6 * median[name],
+            1e6 * statistics.median(wall[name]),
             1e6 * statistics.median(cpu[name]),
-            SINGLE / sum(wall[name]),
-            median[name] / median[OURS],
+            ratio(name, wall),
+            ratio(name, cpu),
         )
         for name in sides
     ]
-    table("single durable append", ("what", "median us", "of it processor us", "per s", "ratio"), rows)
+    table("single durable append", ("what", "median us", "of it processor us", "ratio", "of processor time"), rows)
     return [
-        Figure(id="append.single.ratio", value=median[RAW] / median[OURS], floor=0.9),
-        Figure(id="append.single.ratio-to-same-rows", value=median[ROWS] / median[OURS], aim=0.9),
-        Figure(id="append.single.rate", value=SINGLE / sum(wall[OURS]), unit="/s"),
+        Figure(id="append.single.ratio", value=ratio(RAW, wall), floor=0.9),
+        Figure(id="append.single.ratio-to-leanest", value=ratio(LEAN, wall), aim=0.9),
+        Figure(id="append.single.rate", value=1 / statistics.median(wall[OURS]), unit="/s"),
+        Figure(id="append.single.rate-announced", value=1 / statistics.median(wall[TOLD]), unit="/s"),
     ]
 
 
@@ -210,7 +215,7 @@ def batched_appends(path: Path, entries: int) -> list[Figure]:
 
 # -- verifying -------------------------------------------------------------------------------------------------------
 def full_verify(folder: Path) -> list[Figure]:
-    """Every signature, line, body and node of a feed against the bare verification of its signatures."""
+    """Every signature and line of a stored feed against the bare verification of its signatures."""
     with Store.open(folder / "signed.db") as store:
         store.append_all(KEY, COLLECTIVE, drafts(0, SIGNED), now_ms=1)
         signed = []
@@ -227,31 +232,36 @@ def full_verify(folder: Path) -> list[Figure]:
             for both in joined:
                 crypto_sign_open(both, public)
 
-        def ours(threads: int = 1) -> None:
-            clean(audit.feed_integrity(store, COLLECTIVE, MEMBER, threads=threads))
+        def ours(mode: audit.Mode, threads: int = 1) -> None:
+            clean(audit.feed_integrity(store, COLLECTIVE, MEMBER, mode=mode, threads=threads))
 
-        sides = {"raw": raw, "lowest": lowest, "ours": ours}
+        sides = {"raw": raw, "lowest": lowest, "lines": lambda: ours("lines"), "whole": lambda: ours("full")}
         cpu: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(ROUNDS):
             for name, work in sides.items():
                 cpu[name].append(clocked(work))
         wall: dict[int, list[float]] = {1: [], 2: []}
-        for _ in range(7):
+        for _ in range(9):
             for threads, times in wall.items():
-                times.append(clocked(lambda t=threads: ours(t), time.perf_counter))
-    rate = {name: SIGNED / min(times) for name, times in cpu.items()}  # the least disturbed round of each side
+                times.append(clocked(lambda t=threads: ours("lines", t), time.perf_counter))
+    rate = {name: SIGNED / statistics.median(times) for name, times in cpu.items()}
+    against = {
+        name: statistics.median(raw / mine for raw, mine in zip(cpu["raw"], times, strict=True))
+        for name, times in cpu.items()
+    }
     speedups = [one / two for one, two in zip(wall[1], wall[2], strict=True)]
     rows = [
         ("VerifyKey.verify", rate["raw"], 1.0),
-        ("crypto_sign_open (the lowest call of PyNaCl)", rate["lowest"], rate["lowest"] / rate["raw"]),
-        ("whole audit of the feed, one thread", rate["ours"], rate["ours"] / rate["raw"]),
+        ("crypto_sign_open of PyNaCl's bindings", rate["lowest"], against["lowest"]),
+        ("every line of the feed, one thread", rate["lines"], against["lines"]),
+        ("whole audit of the feed, one thread", rate["whole"], against["whole"]),
     ]
     table("full verify, entries per second of processor time", ("what", "per s", "against raw"), rows)
     print(f"two threads against one, wall time: {', '.join(f'{s:.2f}' for s in speedups)}")
     return [
-        Figure(id="verify.full.ratio", value=rate["ours"] / rate["raw"], floor=0.95),
-        Figure(id="verify.full.ratio-to-lowest-call", value=rate["ours"] / rate["lowest"], aim=0.95),
-        Figure(id="verify.full.rate", value=rate["ours"], unit="/s/core"),
+        Figure(id="verify.full.ratio", value=against["lines"], floor=0.95),
+        Figure(id="verify.full.rate", value=rate["lines"], unit="/s/core"),
+        Figure(id="verify.full.ratio-with-bodies", value=against["whole"], aim=0.95),
         Figure(id="verify.full.two-threads", value=statistics.median(speedups), unit="x", floor=1.5),
     ]
 
@@ -280,11 +290,11 @@ def checkpoint_mode(store: Store, entries: int) -> list[Figure]:
 
 
 def proofs_from_disk(store: Store, entries: int) -> list[Figure]:
-    """Inclusion and consistency proofs at random places of the whole feed, each one query."""
+    """Inclusion and consistency proofs at random places of the whole feed, each from the one tile it needs."""
     nodes, chance = store.tree(COLLECTIVE, MEMBER, remember=True).nodes, random.Random(1)
     places = [chance.randrange(entries) for _ in range(PROOFS)]
     cpu = min(clocked(lambda: [inclusion(place, entries, nodes) for place in places]) for _ in range(ROUNDS))
-    other = clocked(lambda: [consistency(place + 1, entries, nodes) for place in places])
+    other = min(clocked(lambda: [consistency(place + 1, entries, nodes) for place in places]) for _ in range(3))
     head = checkpoint.parse(store.heads(COLLECTIVE)[0].note)
     for place in places[:200]:
         leaf = bytes.fromhex(store.records(COLLECTIVE, MEMBER, place, 1)[0].entry.leaf)
@@ -304,7 +314,7 @@ def sizes(path: Path, folder: Path) -> list[Figure]:
         raw = sqlite3.connect(file)
         raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         lines, count = raw.execute("SELECT sum(length(line)), count(*) FROM entries").fetchone()
-        bodies = raw.execute("SELECT sum(length(salt) + length(data)) FROM bodies").fetchone()[0]
+        bodies = raw.execute("SELECT sum(length(salt) + length(data)) FROM entries").fetchone()[0]
         raw.close()
         ratios[name] = (file.stat().st_size - bodies) / lines
         rows.append((name, count, lines / count, bodies / count, file.stat().st_size / count, ratios[name]))

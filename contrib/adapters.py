@@ -1,7 +1,8 @@
 """The adapter that all members of an epoch share: LoRA whose A is frozen and drawn from a seed, and whose B is learnt.
 
 With A fixed, the update scale*B*A is linear in B: merging, removing and sparsifying B are exact (FFA-LoRA, arXiv
-2403.12313). `layout`, `factors` and `frozen_a` need no torch; `attach`, `load_b` and `read_b` work on a PEFT model.
+2403.12313). `layout`, `factors` and `frozen_a` need no torch; `attach` is for a PEFT model;
+`load_b` and `read_b` work on one and on `contrib.llama`'s.
 
 Invariant: a flat vector holds B of every module in the order of the modules' names, each [out, rank] row by row, and
 the bytes of A depend on seed, module name, rank and width only, on every machine (no library's random generator).

@@ -5,8 +5,9 @@ tree is the one over these lines, and every stored head is signed and has the ro
 checked elsewhere. Needs no key, network or clock. Law: an honest history has no finding; a changed, moved or added byte of
 it has one, and so has a missing part, except a tail that is gone together with its heads: only the other members remember that.
 
-Mode `full` verifies every signature, on several threads. Mode `checkpoint` verifies one, that of the largest head, which
-vouches for every line under its root, and reads no bodies; all else it checks too. Chunks in which nothing is wrong are
+Mode `full` verifies every signature, on several threads. Mode `lines` does the same and reads no bodies. Mode `checkpoint`
+verifies one signature, that of the largest head, which vouches for every line under its root, and reads no bodies; all else it
+checks too. Chunks in which nothing is wrong are
 passed by `runs`; any other is read again line by line, to say what and where.
 """
 
@@ -25,14 +26,15 @@ from ledger.entry import Body, Entry
 from ledger.errors import StoreBroken
 from ledger.reading import Reader
 from ledger.runs import RawLine
+from ledger.tree import LEVELS, STARTS, WIDTH, GrowingTree, Grown
 from protocol import keys
 from protocol.errors import Refused
 from protocol.ids import ZERO, CollectiveId, Digest, EventId, MemberId
-from protocol.merkle import Frontier, Row, leaf_hash
+from protocol.merkle import HASH_BYTES, Row, leaf_hash
 
 NOTICES: Final = frozenset({"body-missing", "body-erased"})
 """Codes that say what could not be checked; every other code is a fault."""
-Mode = Literal["full", "checkpoint"]
+Mode = Literal["full", "lines", "checkpoint"]
 
 _BATCH: Final = 128  # signatures that a thread takes at a time
 _CANDIDATES: Final = 16  # heads that are looked at for one that vouches
@@ -72,21 +74,21 @@ def feed_integrity(
     count = len(os.sched_getaffinity(0)) if threads is None else threads
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(count)) if count > 1 else None
-        walk = _Walk(store, collective, member, pool)
+        walk = _Walk(store, collective, member, pool, bodies=False)
         try:
             if mode == "checkpoint" and walk.vouch():
                 found = list(walk.run())
                 if not any(finding.code == "root-mismatch" for finding in found):
                     yield from found
                     return
-                walk = _Walk(store, collective, member, pool)  # the head vouches for nothing: each line for itself
+            # Without a head that vouches, or with one that vouches for nothing, each line stands for itself.
+            walk = _Walk(store, collective, member, pool, bodies=mode != "lines")
             yield from walk.run()
         except StoreBroken as e:
             yield walk.finding("store-broken", None, str(e))
 
 
 _Head = tuple[int, bytes, bytes]
-_Body = tuple[int, bytes, bytes]
 T = TypeVar("T")
 
 
@@ -126,9 +128,8 @@ class _Chunk:
     rows: list[RawLine]
     next: int
     last: Digest
-    bodies: dict[int, _Body] | None
     passed: bool
-    nodes: list[Row]
+    grown: Grown
     signatures: list[_Job[list[int]]] = field(default_factory=list)
     signed_heads: list[_Job[list[Finding]]] = field(default_factory=list)
 
@@ -137,10 +138,16 @@ class _Walk:
     """One way through one feed. `tree` grows from the stored lines, not from the stored leaves or nodes."""
 
     def __init__(
-        self, store: Reader, collective: CollectiveId, member: MemberId, pool: ThreadPoolExecutor | None
+        self,
+        store: Reader,
+        collective: CollectiveId,
+        member: MemberId,
+        pool: ThreadPoolExecutor | None,
+        *,
+        bodies: bool,
     ) -> None:
-        self.store, self.collective, self.member, self.pool = store, collective, member, pool
-        self.tree = Frontier()
+        self.store, self.collective, self.member, self.pool, self.bodies = store, collective, member, pool, bodies
+        self.tree = GrowingTree()
         self.stored = store.tree(collective, member)
         self.next, self.last = 0, ZERO
         self.vouched: _Head | None = None  # lines under its root need no signature of their own
@@ -158,7 +165,7 @@ class _Walk:
     def run(self) -> Iterator[Finding]:
         """All findings, in the order of the entries."""
         waiting: deque[_Chunk] = deque()
-        for rows in self.store.raw_chunks(self.collective, self.member):
+        for rows in self.store.raw_chunks(self.collective, self.member, bodies=self.bodies):
             waiting.append(self.chunk(rows))
             if len(waiting) > _AHEAD:
                 yield from self.judge(waiting.popleft())
@@ -167,34 +174,38 @@ class _Walk:
         ahead = self.store.raw_heads(self.collective, self.member, after=self.tree.size)
         for head in ahead:
             yield from self.head(*head, None)
-        if not self.damaged and not ahead and (spare := self.stored.count() + self.absent - _inner(self.tree.size)):
-            yield self.finding("node-mismatch", None, f"the stored tree has {spare} nodes more than its entries make")
+        if (
+            not self.damaged
+            and not ahead
+            and (spare := sum(self.stored.counts()) + self.absent - _parts(self.tree.size))
+        ):
+            text = f"the stored tree has {spare} tiles or nodes more than its entries make"
+            yield self.finding("node-mismatch", None, text)
         for proof in self.store.raw_proofs(self.collective, self.member):
             yield from self.proof(proof)
 
     def chunk(self, rows: list[RawLine]) -> _Chunk:
         """Take the next rows into the tree, and begin to verify them."""
-        feed, first, end = rows[0][0], rows[0][1], rows[-1][1]
+        first, end = rows[0][1], rows[-1][1]
         leaves = runs.follow(self.collective, self.member, self.next, self.last, rows)
         passed = leaves is not None
         if leaves is None:
-            leaves = [leaf_hash(line) for _, _, line, _ in rows]
+            leaves = [leaf_hash(row[2]) for row in rows]
         heads = self.heads(self.tree.size, self.tree.size + len(leaves))
-        nodes, roots = self.grow(leaves, [size for size, _, _ in heads])
+        grown, roots = self.grow(leaves, [size for size, _, _ in heads])
         chunk = _Chunk(
             rows=rows,
             next=self.next,
             last=self.last,
-            bodies=None if self.vouched else self.store.raw_bodies(feed, first, end),
             passed=passed,
-            nodes=nodes,
+            grown=grown,
             signed_heads=[
                 _Job(self.pool, self.check_heads, heads[n : n + _BATCH], roots) for n in range(0, len(heads), _BATCH)
             ],
         )
         if passed:
             sure = self.vouched[0] if self.vouched else 0
-            signed = [runs.signed(line) for _, seq, line, _ in rows[max(0, sure - first) :]]
+            signed = [runs.signed(row[2]) for row in rows[max(0, sure - first) :]]
             chunk.signatures = [
                 _Job(self.pool, keys.wrong_signatures, self.member, entry.DOMAIN, signed[n : n + _BATCH])
                 for n in range(0, len(signed), _BATCH)
@@ -208,13 +219,16 @@ class _Walk:
             return self.store.raw_heads(self.collective, self.member, after=after, upto=upto)
         return [self.vouched] if after < self.vouched[0] <= upto else []
 
-    def grow(self, leaves: Sequence[bytes], sizes: Sequence[int]) -> tuple[list[Row], dict[int, Digest]]:
-        """Add leaves to the tree: the nodes they complete, and the root at each of `sizes` on the way."""
-        start, nodes, roots = self.tree.size, list[Row](), dict[int, Digest]()
-        for size in sizes:
-            nodes += self.tree.extend(leaves[self.tree.size - start : size - start])
-            roots[size] = Digest(self.tree.root().hex())
-        return nodes + self.tree.extend(leaves[self.tree.size - start :]), roots
+    def grow(self, leaves: Sequence[bytes], sizes: Sequence[int]) -> tuple[Grown, dict[int, Digest]]:
+        """Add leaves to the tree: what they complete of it, and the root at each of `sizes` on the way."""
+        start, grown, roots = self.tree.size, Grown([], []), dict[int, Digest]()
+        for size in [*sizes, start + len(leaves)]:
+            more = self.tree.extend(leaves[self.tree.size - start : size - start])
+            grown.tiles.extend(more.tiles)
+            grown.nodes.extend(more.nodes)
+            if size in sizes:
+                roots[size] = Digest(self.tree.root().hex())
+        return grown, roots
 
     def judge(self, chunk: _Chunk) -> Iterator[Finding]:
         """The findings of one chunk: none when everything passed, else from a careful look at each row."""
@@ -226,17 +240,18 @@ class _Walk:
             for found in self.explain(chunk):
                 self.damaged = True
                 yield found
-        if chunk.bodies is not None:
-            yield from self.check_bodies(chunk, chunk.bodies)
+        if self.bodies:
+            yield from self.check_bodies(chunk)
         if not self.damaged:
-            yield from self.check_nodes(chunk.nodes)
+            yield from self.check_tiles(chunk.grown.tiles)
+            yield from self.check_nodes(chunk.grown.nodes)
         for job in chunk.signed_heads:
             yield from job.result()
 
     def explain(self, chunk: _Chunk) -> Iterator[Finding]:
         """What is wrong with each row's line, leaf and place."""
         after, last = chunk.next, chunk.last
-        for _, seq, line, stored in chunk.rows:
+        for _, seq, line, stored, *_ in chunk.rows:
             if seq != after:
                 yield self.finding("gap", after, f"entries {after} to {seq - 1} are missing")
             leaf = leaf_hash(line)
@@ -260,17 +275,16 @@ class _Walk:
         if header.prev != last:
             yield self.finding("bad-chain", seq, "the previous entry is not the one it follows", parsed.event)
 
-    def check_bodies(self, chunk: _Chunk, bodies: dict[int, _Body]) -> Iterator[Finding]:
+    def check_bodies(self, chunk: _Chunk) -> Iterator[Finding]:
         """Whether each readable entry has the body that it commits to."""
-        for feed, seq, line, _ in chunk.rows:
-            body = bodies.get(seq)
-            if body is not None and chunk.passed and runs.commits(line, body[1], body[2]):
+        for feed, seq, line, _, salt, data in chunk.rows:
+            if salt is not None and data is not None and chunk.passed and runs.commits(line, salt, data):
                 continue
             try:
                 parsed = entry.parse_stored(line)
             except Refused:
                 continue  # the line has its finding
-            if body is None:
+            if salt is None or data is None:
                 erased = self.store.is_erased(feed, seq)
                 code, text = (
                     ("body-erased", "was erased here") if erased else ("body-missing", "was erased or withheld")
@@ -278,12 +292,38 @@ class _Walk:
                 yield self.finding(code, seq, f"the body {text}", parsed.event)
                 continue
             try:
-                entry.check_body(parsed, Body(salt=body[1], data=body[2]))
+                entry.check_body(parsed, Body(salt=salt, data=data))
             except Refused as e:
                 yield self.finding(e.code, seq, str(e), parsed.event)
 
+    def check_tiles(self, tiles: Sequence[tuple[int, bytes]]) -> Iterator[Finding]:
+        """Whether the stored tree has these tiles."""
+        if not tiles or (held := self.stored.stored_tiles(tiles[0][0], tiles[-1][0] + 1)) == tiles:
+            return
+        found = dict(held)
+        for number, hashes in tiles:
+            stored = found.get(number)
+            if stored is None:
+                self.absent += 1
+                text = f"tile {number} of the stored tree is missing"
+                yield self.finding("node-mismatch", (number + 1) * WIDTH - 1, text)
+            elif stored != hashes:
+                yield from self.check_tile(number, stored, hashes)
+
+    def check_tile(self, number: int, stored: bytes, hashes: bytes) -> Iterator[Finding]:
+        """Which hashes of a tile are wrong."""
+        for level, start in enumerate(STARTS):
+            for place in range(WIDTH >> level):
+                at = slice((start + place) * HASH_BYTES, (start + place + 1) * HASH_BYTES)
+                if stored[at] != hashes[at]:
+                    idx = (number << LEVELS - level) + place
+                    yield self.wrong_node(level, idx, "another than its entries make")
+        if len(stored) > len(hashes):
+            text = f"tile {number} of the stored tree is too long"
+            yield self.finding("node-mismatch", (number + 1) * WIDTH - 1, text)
+
     def check_nodes(self, nodes: Sequence[Row]) -> Iterator[Finding]:
-        """Whether the stored tree has these nodes."""
+        """Whether the stored tree has these nodes above its tiles."""
         for level, first, hashes in nodes:
             held = self.stored.stored(level, first, first + len(hashes))
             computed = list(enumerate(hashes, first))
@@ -294,8 +334,12 @@ class _Walk:
                 if found.get(idx) != hash:
                     self.absent += idx not in found
                     what = "missing" if idx not in found else "another than its entries make"
-                    text = f"node {idx} of level {level} of the stored tree is {what}"
-                    yield self.finding("node-mismatch", (idx + 1 << level) - 1, text)
+                    yield self.wrong_node(level, idx, what)
+
+    def wrong_node(self, level: int, idx: int, what: str) -> Finding:
+        """The finding about one hash of the stored tree, at the last entry under it."""
+        text = f"node {idx} of level {level} of the stored tree is {what}"
+        return self.finding("node-mismatch", (idx + 1 << level) - 1, text)
 
     def check_heads(self, heads: Sequence[_Head], roots: Mapping[int, Digest]) -> list[Finding]:
         """What is wrong with heads whose entries are here; all of them at once, and one by one when that fails."""
@@ -343,6 +387,7 @@ class _Walk:
         return Finding(code=code, member=self.member, seq=seq, event=event, text=text)
 
 
-def _inner(size: int) -> int:
-    """How many inner nodes are complete in a tree of `size` leaves."""
-    return size - size.bit_count()
+def _parts(size: int) -> int:
+    """How many tiles, and nodes above them, are complete in a tree of `size` leaves."""
+    tiles = size // WIDTH
+    return tiles + 2 * tiles - tiles.bit_count()

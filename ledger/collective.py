@@ -68,7 +68,7 @@ class Collective(Standing):
             return
         self._advance()
 
-    def _take(self, source: Source, event: events.Event) -> None:  # noqa: PLR0912 - one arm per event type
+    def _take(self, source: Source, event: events.Event) -> None:  # noqa: PLR0912, PLR0915 - one arm per event type
         member = source.member
         double: DoubleVote | None = None
         match event:

@@ -17,9 +17,9 @@ from ledger.checkpoint import Head
 from ledger.entry import Record
 from ledger.errors import BadChain, ForkSeen
 from ledger.forks import MAX_LINES, Fork, Kind
+from ledger.tree import GrowingTree, Grown
 from protocol.errors import Malformed, TooLarge
 from protocol.ids import CollectiveId, MemberId
-from protocol.merkle import Frontier, Row
 
 MAX_PAGE: Final = MAX_LINES
 
@@ -30,7 +30,7 @@ class Held:
 
     collective: CollectiveId
     member: MemberId
-    frontier: Frontier
+    tree: GrowingTree
     line: Callable[[int], bytes]
     heads: Mapping[int, Head]
 
@@ -61,8 +61,8 @@ def read(collective: CollectiveId, member: MemberId, records: Sequence[Record]) 
             raise _chain_fork(before.entry.line, after)
 
 
-def follow(held: Held, records: Sequence[Record]) -> tuple[list[Record], Frontier, list[Row]]:
-    """Return the records that are new after `held`, the tree with them, and the nodes that they complete.
+def follow(held: Held, records: Sequence[Record]) -> tuple[list[Record], GrowingTree, Grown]:
+    """Return the records that are new after `held`, the tree with them, and what they complete of it.
 
     `records` passed `read`. Each held head whose size the page reaches must have the root of the tree there.
 
@@ -70,7 +70,7 @@ def follow(held: Held, records: Sequence[Record]) -> tuple[list[Record], Frontie
         BadChain: the page starts beyond what is held.
         ForkSeen: the author signed something else before.
     """
-    size = held.frontier.size
+    size = held.tree.size
     if records and records[0].entry.header.seq > size:
         start = records[0].entry.header.seq
         raise BadChain(f"couldn't take page of {held.member[:12]}: it starts at {start}, we hold {size} entries")
@@ -102,16 +102,17 @@ def root_fork(head: Head, lines: Sequence[bytes]) -> ForkSeen:
     )
 
 
-def _grow(held: Held, fresh: Sequence[Record]) -> tuple[Frontier, list[Row]]:
-    frontier, nodes, start = held.frontier.copy(), list[Row](), held.frontier.size
+def _grow(held: Held, fresh: Sequence[Record]) -> tuple[GrowingTree, Grown]:
+    growing, grown, start = held.tree.copy(), Grown([], []), held.tree.size
     leaves = [bytes.fromhex(record.entry.leaf) for record in fresh]
     end = start + len(leaves)
     for size in sorted({size for size in held.heads if start < size < end} | {end}):
-        nodes += frontier.extend(leaves[frontier.size - start : size - start])
+        more = growing.extend(leaves[growing.size - start : size - start])
+        grown = Grown(grown.tiles + more.tiles, grown.nodes + more.nodes)
         head = held.heads.get(size)
-        if head is not None and size > start and head.root != frontier.root().hex():
+        if head is not None and size > start and head.root != growing.root().hex():
             raise root_fork(head, [item.entry.line for item in fresh[: size - start]])
-    return frontier, nodes
+    return growing, grown
 
 
 def _same_as_held(held: Held, record: Record) -> None:

@@ -20,11 +20,10 @@ from ledger.entry import Body, Record
 from ledger.errors import StoreBroken
 from ledger.forks import Fork
 from ledger.schema import meaning, sqlite_warning
-from ledger.tree import Tree
+from ledger.tree import GrowingTree, Tree, place_of
 from protocol.canon import MAX_INT
 from protocol.errors import Refused
 from protocol.ids import CollectiveId, Digest, EventId, MemberId, digest
-from protocol.merkle import Frontier
 
 CHUNK: Final = 256
 LINES: Final = 1024
@@ -32,8 +31,9 @@ _HEADS: Final = (
     "SELECT size, root, signature FROM heads JOIN feeds ON id = feed"
     " WHERE collective = ? AND member = ? AND size > ? AND size <= ?"
 )
-_LINES: Final = "SELECT feed, seq, line, leaf FROM entries WHERE feed = ? AND seq >= ? ORDER BY seq LIMIT ?"
-LEAVES: Final = "SELECT leaf FROM entries WHERE feed = ? AND seq >= ? ORDER BY seq LIMIT ?"
+_RANGE: Final = "FROM entries WHERE place >= ? AND place < ? ORDER BY place LIMIT ?"
+_LINES: Final = f"SELECT feed, seq, line, leaf {_RANGE}"
+_LINES_AND_BODIES: Final = f"SELECT feed, seq, line, leaf, salt, data {_RANGE}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class Reader:
         self._database = database
         self._connection = database.conn
         self._lock = threading.RLock()
-        self._trees: dict[int, Frontier] = {}
+        self._trees: dict[int, GrowingTree] = {}
 
     def collectives(self) -> list[CollectiveId]:
         """Every collective of which something is held, ascending."""
@@ -79,11 +79,10 @@ class Reader:
         """What the stored entries of a feed add up to; None without entries."""
         with self._lock:
             feed = self._feed(collective, member)
-            frontier = Frontier() if feed is None else self._frontier(feed)
-            if feed is None or frontier.size == 0:
+            grown = GrowingTree() if feed is None else self._grown(feed)
+            if feed is None or grown.size == 0:
                 return None
-            leaf = self._leaf(feed, frontier.size - 1)
-            return StoredHead(size=frontier.size, root=Digest(frontier.root().hex()), leaf=leaf)
+            return StoredHead(size=grown.size, root=Digest(grown.root().hex()), leaf=self._leaf(feed, grown.size - 1))
 
     def tree(self, collective: CollectiveId, member: MemberId, *, remember: bool = False) -> Tree:
         """The stored tree of one feed: a source of nodes for roots and proofs (empty for a feed that is not here).
@@ -100,8 +99,9 @@ class Reader:
     def heads(self, collective: CollectiveId, member: MemberId | None = None) -> list[Head]:
         """The largest signed head held of each feed (of one `member`, if given); it may be ahead of the entries."""
         found = self._rows(
-            "SELECT member, max(size), root, signature FROM heads JOIN feeds ON id = feed"
-            " WHERE collective = ? AND (?2 IS NULL OR member = ?2) GROUP BY feed ORDER BY member",
+            "SELECT member, size, root, signature FROM feeds JOIN heads ON feed = id"
+            " AND size = (SELECT max(size) FROM heads WHERE feed = id)"
+            " WHERE collective = ? AND (?2 IS NULL OR member = ?2) ORDER BY member",
             collective,
             member,
         )
@@ -136,7 +136,8 @@ class Reader:
     def raw_orphans(self) -> list[tuple[int, bytes]]:
         """The row id of every feed that has entries and no name, and its first line; trusted for nothing."""
         named, found, last = {row[0] for row in self.raw_feeds()}, [], -1
-        while rows := self._rows("SELECT feed, line FROM entries WHERE feed > ? ORDER BY feed, seq LIMIT 1", last):
+        first = "SELECT feed, line FROM entries WHERE place >= ? ORDER BY place LIMIT 1"
+        while rows := self._rows(first, place_of(last + 1, 0)):
             last = rows[0][0]
             found += [rows[0]] if last not in named else []
         return found
@@ -172,17 +173,18 @@ class Reader:
                 found += [(member, seq, EventId(event)) for seq, event in events if event.startswith(prefix)]
         return found
 
-    def raw_chunks(self, collective: CollectiveId, member: MemberId) -> Iterator[list[tuple[int, int, bytes, bytes]]]:
-        """Every entry in order as (feed, seq, line, leaf), some at a time, without bodies; trusted for nothing."""
+    def raw_chunks(
+        self, collective: CollectiveId, member: MemberId, *, bodies: bool = False
+    ) -> Iterator[list[tuple[Any, ...]]]:
+        """Every entry in order as (feed, seq, line, leaf), some at a time; trusted for nothing.
+
+        With `bodies` salt and data follow; those that are not here are None.
+        """
         feed, start = self._feed(collective, member), 0
-        while feed is not None and (rows := self._rows(_LINES, feed, start, LINES)):
+        sql = _LINES_AND_BODIES if bodies else _LINES
+        while feed is not None and (rows := self._rows(sql, place_of(feed, start), place_of(feed + 1, 0), LINES)):
             yield rows
             start = rows[-1][1] + 1
-
-    def raw_bodies(self, feed: int, first: int, last: int) -> dict[int, tuple[int, bytes, bytes]]:
-        """The bodies of entries first..last that are here, as seq -> (seq, salt, data); trusted for nothing."""
-        sql = "SELECT seq, salt, data FROM bodies WHERE feed = ? AND seq BETWEEN ? AND ?"
-        return {row[0]: row for row in self._rows(sql, feed, first, last)}
 
     def is_erased(self, feed: int, seq: int) -> bool:
         """Whether a body was erased here, by a command of this node."""
@@ -204,12 +206,8 @@ class Reader:
 
     def line(self, collective: CollectiveId, member: MemberId, seq: int) -> bytes:
         """The line of one entry that is here (raises StoreBroken when it is not)."""
-        found = self._rows(
-            "SELECT line FROM entries JOIN feeds ON id = feed WHERE collective = ? AND member = ? AND seq = ?",
-            collective,
-            member,
-            seq,
-        )
+        feed = self._feed(collective, member)
+        found = [] if feed is None else self._rows("SELECT line FROM entries WHERE place = ?", place_of(feed, seq))
         if not found:
             raise StoreBroken(f"couldn't read entry {seq} of {member[:12]}: it is not here")
         return bytes(found[0][0])
@@ -227,42 +225,32 @@ class Reader:
             raise meaning(e, "read ledger") from e
 
     def _raw(self, collective: CollectiveId, member: MemberId, start: int, limit: int) -> list[StoredRow]:
-        found = self._rows(
-            "SELECT e.seq, e.line, e.leaf, b.salt, b.data FROM feeds f JOIN entries e ON e.feed = f.id"
-            " LEFT JOIN bodies b ON b.feed = e.feed AND b.seq = e.seq"
-            " WHERE f.collective = ? AND f.member = ? AND e.seq >= ? ORDER BY e.seq LIMIT ?",
-            collective,
-            member,
-            start,
-            limit,
-        )
+        feed = self._feed(collective, member)
+        if feed is None:
+            return []
         return [
-            StoredRow(
-                seq=seq,
-                line=line,
-                leaf=leaf,
-                body=None if salt is None else Body(salt=salt, data=data),
+            StoredRow(seq=seq, line=line, leaf=leaf, body=None if salt is None else Body(salt=salt, data=data))
+            for _, seq, line, leaf, salt, data in self._rows(
+                _LINES_AND_BODIES, place_of(feed, start), place_of(feed + 1, 0), limit
             )
-            for seq, line, leaf, salt, data in found
         ]
 
     def _feed(self, collective: CollectiveId, member: MemberId) -> int | None:
         found = self._rows("SELECT id FROM feeds WHERE collective = ? AND member = ?", collective, member)
         return found[0][0] if found else None
 
-    def _frontier(self, feed: int) -> Frontier:
+    def _grown(self, feed: int) -> GrowingTree:
         """The tree of what is stored now, from its few nodes on the right edge."""
         stored = Tree(self._rows, feed)
-        size = stored.size()
-        if feed not in self._trees or self._trees[feed].size != size:
-            self._trees[feed] = Frontier.stored(size, stored.nodes)
+        if feed not in self._trees or self._trees[feed].size != stored.size():
+            self._trees[feed] = GrowingTree.stored(stored)
         return self._trees[feed]
 
     def _leaf(self, feed: int, seq: int) -> Digest:
-        return Digest(self._rows("SELECT leaf FROM entries WHERE feed = ? AND seq = ?", feed, seq)[0][0].hex())
+        return Digest(self._rows("SELECT leaf FROM entries WHERE place = ?", place_of(feed, seq))[0][0].hex())
 
     def _line(self, feed: int, seq: int) -> bytes:
-        return bytes(self._rows("SELECT line FROM entries WHERE feed = ? AND seq = ?", feed, seq)[0][0])
+        return bytes(self._rows("SELECT line FROM entries WHERE place = ?", place_of(feed, seq))[0][0])
 
 
 def head_of(collective: CollectiveId, member: MemberId, size: int, root: bytes, signature: bytes) -> Head:

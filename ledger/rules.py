@@ -252,9 +252,10 @@ def containing(collective: Collective, events: Collection[EventId]) -> dict[int,
     epoch, found = collective.charter.epoch_id, {}
     for decision in collective.releases if events else ():
         cut = decision.value
-        if isinstance(cut, Cut) and cut.epoch == epoch:
-            if any(c.event in events for taken in collective.in_cut(cut).values() for c in taken):
-                found[cut.number] = decision.digest
+        if not isinstance(cut, Cut) or cut.epoch != epoch:
+            continue
+        if any(c.event in events for taken in collective.in_cut(cut).values() for c in taken):
+            found[cut.number] = decision.digest
     return found
 
 

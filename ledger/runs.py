@@ -10,7 +10,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from ledger import entry
 from ledger.entry import MAX_BODY, MAX_LINE, PLAIN_BUT_NAMES, SALT_BYTES
@@ -18,8 +18,8 @@ from protocol import canon
 from protocol.errors import Refused
 from protocol.ids import ZERO, CollectiveId, Digest, MemberId
 
-RawLine = tuple[int, int, bytes, bytes]
-"""(feed, seq, line, leaf) as stored."""
+RawLine = tuple[Any, ...]
+"""(feed, seq, line, leaf), perhaps (..., salt, data), as stored."""
 
 _BODY_END: Final = len('{"e":{"body":"') + 64
 _SEEN: Final = 2  # groups of PLAIN_BUT_NAMES

@@ -1,9 +1,9 @@
 """The ledger's SQLite file: tables, append-only triggers, connection settings, process lock, and what its errors mean.
 
-Written by one connection of one process (WAL, synchronous=FULL), read by anybody. Entries, tree nodes, heads and fork proofs
+Written by one connection of one process (WAL, synchronous=FULL), read by anybody. Entries, tree, heads and fork proofs
 are only ever added, the `state` table alone is replaced, and a body goes only when a row of `erased` says so. Triggers (in
 the file) and the authorizer (in our connection) are seat belts against accidents; what detects a changed file are the
-hashes that the audit recomputes and the memory of other members.
+hashes that the audit recomputes and the memory of other members. A ledger of version 2 is brought up by `ledger.upgrade`.
 """
 
 from __future__ import annotations
@@ -13,31 +13,36 @@ import errno
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 from sqlite_utils import Database
 
+from ledger import upgrade
 from ledger.errors import StoreBroken, StoreBusy, StoreFull, StoreLocked
 
 APPLICATION_ID: Final = 0x46495348  # "FISH"
-VERSION: Final = 2
+VERSION: Final = 3
 BUSY_SECONDS: Final = 5.0  # how long another program's write lock is waited for
 ERASABLE: Final = ("access.decided", "data.used")  # DESIGN: only data-access bodies; all others are needed by the fold
+
 
 _TABLES: Final = (
     "CREATE TABLE feeds (id INTEGER PRIMARY KEY, collective TEXT NOT NULL, member TEXT NOT NULL,"
     " UNIQUE (collective, member)) STRICT",
-    # Rows of some hundred bytes and more stand in tables with a rowid: without one, SQLite would put whole rows into inner
-    # pages and give every row over a quarter of a page a page of its own.
-    "CREATE TABLE entries (feed INTEGER NOT NULL, seq INTEGER NOT NULL, line BLOB NOT NULL, leaf BLOB NOT NULL,"
-    " PRIMARY KEY (feed, seq)) STRICT",
-    # Inner nodes of the RFC 6962 tree over a feed's leaves; level 0 stands in `entries`.
+    # One integer (`tree.place_of`) is key and order, so an append writes one page. Line and body stand in one row: the body's
+    # two columns are empty when it was withheld or erased. The last two columns take no room; they are for people.
+    "CREATE TABLE entries (place INTEGER PRIMARY KEY, line BLOB NOT NULL, leaf BLOB NOT NULL, salt BLOB, data BLOB,"
+    " feed INTEGER GENERATED ALWAYS AS (place >> 40) VIRTUAL,"
+    " seq INTEGER GENERATED ALWAYS AS (place & 0xffffffffff) VIRTUAL) STRICT",
+    # The lowest six levels of the RFC 6962 tree over a feed's leaves, 64 leaves a row (see `ledger.tree`).
+    "CREATE TABLE tiles (place INTEGER PRIMARY KEY, hashes BLOB NOT NULL,"
+    " feed INTEGER GENERATED ALWAYS AS (place >> 40) VIRTUAL,"
+    " number INTEGER GENERATED ALWAYS AS (place & 0xffffffffff) VIRTUAL) STRICT",
+    # Its nodes from level 6 up.
     "CREATE TABLE nodes (feed INTEGER NOT NULL, level INTEGER NOT NULL, idx INTEGER NOT NULL, hash BLOB NOT NULL,"
     " PRIMARY KEY (feed, level, idx)) STRICT, WITHOUT ROWID",
-    "CREATE TABLE bodies (feed INTEGER NOT NULL, seq INTEGER NOT NULL, salt BLOB NOT NULL, data BLOB NOT NULL,"
-    " PRIMARY KEY (feed, seq)) STRICT",
     "CREATE TABLE erased (feed INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (feed, seq)) STRICT, WITHOUT ROWID",
     "CREATE TABLE heads (feed INTEGER NOT NULL, size INTEGER NOT NULL, root BLOB NOT NULL, signature BLOB NOT NULL,"
     " PRIMARY KEY (feed, size)) STRICT, WITHOUT ROWID",
@@ -48,16 +53,18 @@ _TABLES: Final = (
 _INSERT_RULES: Final = {
     "feeds": "NOT EXISTS (SELECT 1 FROM feeds WHERE id = NEW.id"
     " OR (collective = NEW.collective AND member = NEW.member))",
-    "entries": "EXISTS (SELECT 1 FROM feeds WHERE id = NEW.feed)"
-    " AND NEW.seq = (SELECT coalesce(max(seq) + 1, 0) FROM entries WHERE feed = NEW.feed)",
-    "bodies": "EXISTS (SELECT 1 FROM entries WHERE feed = NEW.feed AND seq = NEW.seq)"
-    " AND NOT EXISTS (SELECT 1 FROM bodies WHERE feed = NEW.feed AND seq = NEW.seq)"
-    " AND NOT EXISTS (SELECT 1 FROM erased WHERE feed = NEW.feed AND seq = NEW.seq)",
-    "nodes": "NEW.level > 0 AND length(NEW.hash) = 32"
-    " AND EXISTS (SELECT 1 FROM entries WHERE feed = NEW.feed AND seq = ((NEW.idx + 1) << NEW.level) - 1)"
+    "entries": "NOT EXISTS (SELECT 1 FROM entries WHERE place = NEW.place)"
+    " AND EXISTS (SELECT 1 FROM feeds WHERE id = NEW.place >> 40)"
+    " AND (NEW.place & 0xffffffffff = 0 OR EXISTS (SELECT 1 FROM entries WHERE place = NEW.place - 1))"
+    " AND (NEW.salt IS NULL) = (NEW.data IS NULL)",
+    "tiles": "length(NEW.hashes) = 4032 AND NOT EXISTS (SELECT 1 FROM tiles WHERE place = NEW.place)"
+    " AND EXISTS (SELECT 1 FROM entries"
+    " WHERE place = ((NEW.place >> 40) << 40) + ((NEW.place & 0xffffffffff) + 1) * 64 - 1)",
+    "nodes": "NEW.level > 5 AND length(NEW.hash) = 32"
+    " AND EXISTS (SELECT 1 FROM entries WHERE place = (NEW.feed << 40) + ((NEW.idx + 1) << NEW.level) - 1)"
     " AND NOT EXISTS (SELECT 1 FROM nodes WHERE feed = NEW.feed AND level = NEW.level AND idx = NEW.idx)",
     "erased": "NOT EXISTS (SELECT 1 FROM erased WHERE feed = NEW.feed AND seq = NEW.seq)"
-    " AND EXISTS (SELECT 1 FROM entries WHERE feed = NEW.feed AND seq = NEW.seq"
+    " AND EXISTS (SELECT 1 FROM entries WHERE place = (NEW.feed << 40) + NEW.seq"
     # The end of a canonical header; the JSON functions are "unsafe" in a trigger while trusted_schema is off.
     """ AND (instr(CAST(line AS TEXT), '"type":"access.decided","v":1},"s":') > 0"""
     """ OR instr(CAST(line AS TEXT), '"type":"data.used","v":1},"s":') > 0))""",
@@ -65,12 +72,17 @@ _INSERT_RULES: Final = {
     " AND NOT EXISTS (SELECT 1 FROM heads WHERE feed = NEW.feed AND size = NEW.size)",
     "forks": "NOT EXISTS (SELECT 1 FROM forks WHERE feed = NEW.feed)",
 }
-_DELETE_RULES: Final = {"bodies": "NOT EXISTS (SELECT 1 FROM erased WHERE feed = OLD.feed AND seq = OLD.seq)"}
+# The one lawful change of a row: its body goes, after `erased` said so.
+_UPDATE_RULES: Final = {
+    "entries": "NEW.place = OLD.place AND NEW.line = OLD.line AND NEW.leaf = OLD.leaf AND NEW.salt IS NULL AND NEW.data IS NULL"
+    " AND EXISTS (SELECT 1 FROM erased WHERE feed = OLD.place >> 40 AND seq = OLD.place & 0xffffffffff)"
+}
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)  # the latter: no room for the log's index
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED_WRITES: Final = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 _APPEND_ONLY: Final = frozenset(_INSERT_RULES)
+_BODY: Final = ("salt", "data")
 # What the writing connection may still set once it is open; reading a pragma is always allowed.
 _SETTABLE: Final = frozenset({"wal_checkpoint", "busy_timeout", "max_page_count", "integrity_check", "table_info"})
 _READS: Final = frozenset(
@@ -107,7 +119,7 @@ def connect(path: Path, *, writer: bool) -> Database:
                 database.execute("PRAGMA journal_mode = WAL").fetchall()
                 database.execute("PRAGMA synchronous = FULL")
                 database.execute("PRAGMA secure_delete = ON")
-                database.execute("PRAGMA wal_autocheckpoint = 4000").fetchall()  # 16 MB: an append touches six pages
+                database.execute("PRAGMA wal_autocheckpoint = 4000").fetchall()  # 16 MB
             _settle(database, path, writer=writer)
             if writer:
                 guarded(connection)
@@ -135,8 +147,8 @@ def sqlite_warning(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> st
 def guarded(connection: sqlite3.Connection, *, erasing: bool = False) -> None:
     """Let a connection only read and insert: what is append-only is not updated, deleted, dropped or altered through it.
 
-    With `erasing`, bodies may be deleted too (their trigger still asks for a row of `erased`). INSERT OR REPLACE cannot be
-    told from INSERT here; the insert triggers refuse it, and they cannot be dropped.
+    With `erasing`, the columns of a body may be emptied too (the trigger still asks for a row of `erased`). INSERT OR REPLACE
+    cannot be told from INSERT here; the insert triggers refuse it, and they cannot be dropped.
     """
 
     def allow(action: int, first: str | None, second: str | None, _database: str | None, _trigger: str | None) -> int:
@@ -151,15 +163,14 @@ def guarded(connection: sqlite3.Connection, *, erasing: bool = False) -> None:
             return sqlite3.SQLITE_OK if first in _APPEND_ONLY or first == "state" else sqlite3.SQLITE_DENY
         if first == "state" and action in {sqlite3.SQLITE_DELETE, sqlite3.SQLITE_UPDATE}:
             return sqlite3.SQLITE_OK
-        if erasing and first == "bodies" and action == sqlite3.SQLITE_DELETE:
+        if erasing and first == "entries" and second in _BODY and action == sqlite3.SQLITE_UPDATE:
             return sqlite3.SQLITE_OK
         return sqlite3.SQLITE_DENY
 
     connection.set_authorizer(allow)
 
 
-@contextlib.contextmanager
-def guard(verb: str, lock: Path | None = None) -> Iterator[None]:
+class guard:
     """Turn errors of SQLite and the file system inside the block into `couldn't <verb>: ...` of the right kind.
 
     `lock` is the lock file beside the database: whether it can be opened tells a read-only file system from a broken one.
@@ -169,10 +180,21 @@ def guard(verb: str, lock: Path | None = None) -> Iterator[None]:
         StoreBusy: another program kept the database locked for longer than we wait.
         StoreBroken: anything else.
     """
-    try:
-        yield
-    except (sqlite3.Error, OSError) as e:
-        raise meaning(e, verb, lock) from e
+
+    __slots__ = ("_lock", "_verb")
+
+    def __init__(self, verb: str, lock: Path | None = None) -> None:
+        """`verb` says what is being done."""
+        self._verb, self._lock = verb, lock
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, (sqlite3.Error, OSError)):
+            raise meaning(error, self._verb, self._lock) from error
 
 
 def meaning(error: sqlite3.Error | OSError, verb: str, lock: Path | None = None) -> StoreBroken | StoreBusy | StoreFull:
@@ -243,24 +265,41 @@ def _settle(database: Database, path: Path, *, writer: bool) -> None:
         _create(database)
     elif application != APPLICATION_ID or empty:
         raise StoreBroken(f"couldn't open ledger {path.name}: the file is not a ledger")
+    elif version == upgrade.BEFORE and writer:
+        _upgrade(database)
     elif version != VERSION:
-        raise StoreBroken(
-            f"couldn't open ledger {path.name}: version {version}, this program knows {VERSION}; use the program that wrote it,"
-            " or make a new home"
+        hint = (
+            "start the node once, it brings the ledger up to date"
+            if version == upgrade.BEFORE
+            else "use the program that wrote it, or make a new home"
         )
+        raise StoreBroken(f"couldn't open ledger {path.name}: version {version}, this program knows {VERSION}; {hint}")
 
 
 def _create(database: Database) -> None:
     with database.atomic():
         for table in _TABLES:
             database.execute(table)
-        for name, rule in _INSERT_RULES.items():
-            database.execute(_trigger(name, "insert", f"WHEN NOT ({rule})"))
-            database.execute(_trigger(name, "update", ""))
-            lawful = _DELETE_RULES.get(name)
-            database.execute(_trigger(name, "delete", f"WHEN {lawful}" if lawful else ""))
+        _protect(database)
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         database.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _upgrade(database: Database) -> None:
+    """Bring a ledger of version 2 up to this one, whole or not at all."""
+    with database.atomic():
+        tables = {text.split()[2]: text for text in _TABLES}
+        upgrade.rebuild(database.conn, {name: tables[name] for name in ("entries", "tiles", "nodes")})
+        _protect(database)
+        database.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _protect(database: Database) -> None:
+    for name, rule in _INSERT_RULES.items():
+        database.execute(_trigger(name, "insert", f"WHEN NOT ({rule})"))
+        lawful = _UPDATE_RULES.get(name)
+        database.execute(_trigger(name, "update", f"WHEN NOT ({lawful})" if lawful else ""))
+        database.execute(_trigger(name, "delete", ""))
 
 
 def _trigger(table: str, event: str, when: str) -> str:

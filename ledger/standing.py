@@ -19,6 +19,7 @@ from ledger.facts import Asked, Contribution, Decision, Flaw
 from ledger.succession import RECOVERY, Statement
 from ledger.tally import DoubleVote, Source, Tally
 from ledger.witnesses import Witnesses
+from protocol.binding import Binding
 from protocol.errors import Refused
 from protocol.ids import ZERO, CollectiveId, Digest, EventId, MemberId, PeerId
 
@@ -120,6 +121,14 @@ class Standing:
         """
         past = {w.id for m in self._charters[-1].members for w in m.was} if self._charters else set()
         return {self.bound[m]: m for m in sorted(self.bound, reverse=True) if m not in past}
+
+    def outdated(self, binding: Binding) -> bool:
+        """Whether a member bound this transport key once and another one since: only the newest speaks for it.
+
+        A key that its feed has never named may be the next one: the feed that binds it may still be on its way.
+        """
+        known = self.transports.get(binding.member, frozenset())
+        return binding.transport in known and self.bound.get(binding.member) != binding.peer
 
     def weights(
         self, charter: Charter, also: Iterable[MemberId] = (), height: int | None = None

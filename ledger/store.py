@@ -1,9 +1,11 @@
 """All feeds that this node holds, in one SQLite file: append to one's own, take verified pages of others, read.
 
-`append` is the commit point: entry, body, tree nodes, signed head and the caller's state rows stand in one transaction, and
-nothing is announced before it returns. Foreign pages are verified whole before any of it is written. The store knows neither
-the meaning of events (but which bodies may be erased) nor the network. Invariant: for every feed, the stored entries are one
-signed hash chain from 0, and the stored nodes are its tree. One process writes (a lock file says who); threads may share it.
+`append` is the commit point: entry, body, what they complete of the tree and the caller's state rows stand in one transaction,
+and nothing is announced before it returns. The head of one's own feed is signed when somebody asks for it (`heads`), after 256
+entries, or at the end, and is stored before it is handed out; a stop before that loses nothing, as the entries give the same
+head again. Foreign pages are verified whole before any of it is written. The store knows neither the meaning of events (but
+which bodies may be erased) nor the network. Invariant: for every feed, the stored entries are one signed hash chain from 0, and
+the stored tree is theirs. One process writes (a lock file says who); threads may share it.
 """
 
 from __future__ import annotations
@@ -11,29 +13,37 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 from sqlite_utils import Database
 
 from ledger import checkpoint, entry, forks, pages, tree
 from ledger.checkpoint import Head
 from ledger.entry import Record, Seen
-from ledger.errors import BadChain, EraseUnfinished, FeedBehind, FeedFrozen, ForkSeen, StoreBroken, StoreFull
+from ledger.errors import BadChain, EraseUnfinished, FeedBehind, FeedFrozen, ForkSeen, StoreBroken, StoreBusy, StoreFull
 from ledger.forks import Fork
-from ledger.reading import LEAVES, Reader, StoredHead, StoredRow, head_of
+from ledger.reading import Reader, StoredHead, StoredRow, head_of
 from ledger.schema import ERASABLE, ProcessLock, connect, guard, guarded
-from ledger.tree import Tree
+from ledger.tree import GrowingTree, Grown, Tree, place_of
 from protocol import keys
 from protocol.canon import Json
-from protocol.errors import Malformed
+from protocol.errors import FishernetError, Malformed
 from protocol.ids import ZERO, CollectiveId, Digest, MemberId
-from protocol.merkle import Frontier, Row, root_at
+from protocol.merkle import root_at
 
 __all__ = ["Draft", "Store", "StoredHead", "StoredRow"]
 
-_UNFINISHED = "erase.unfinished"  # state: bodies were deleted, and the file was not written anew since
+HEAD_EVERY: Final = 256  # entries of one's own feed that may be without a signed head
+_ENTRY: Final = "INSERT INTO entries (place, line, leaf, salt, data) VALUES (?, ?, ?, ?, ?)"
+_FEED: Final = "INSERT INTO feeds VALUES (?, ?, ?)"
+_HEAD: Final = "INSERT INTO heads VALUES (?, ?, ?, ?)"
+_STATE: Final = "INSERT OR REPLACE INTO state VALUES (?, ?)"
+_UNFINISHED: Final = "erase.unfinished"  # state: bodies were deleted, and the file was not written anew since
+_Rows = list[tuple[str, Sequence[Sequence[object]]]]
+"""What one transaction writes: SQL texts, each with its rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +58,16 @@ class Draft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Edge:
-    """Where a feed goes on: its row id, its tree, the leaf of its last entry, and the largest size signed for it."""
+    """Where a feed goes on: its row id, its tree, the leaf of its last entry, and the largest size signed for it.
+
+    `name` is the row of a feed that is new here, to be written with its first entry.
+    """
 
     feed: int
-    frontier: Frontier
+    tree: GrowingTree
     leaf: Digest
     signed: int
+    name: tuple[int, CollectiveId, MemberId] | None = None
 
 
 class Store(Reader):
@@ -64,6 +78,7 @@ class Store(Reader):
         super().__init__(database)
         self._process_lock = lock
         self._edges: dict[tuple[CollectiveId, MemberId], _Edge] = {}
+        self._keys: dict[tuple[CollectiveId, MemberId], keys.SigningKey] = {}
 
     @classmethod
     def open(cls, path: Path, *, writer: bool = True) -> Store:
@@ -82,8 +97,11 @@ class Store(Reader):
             raise
 
     def close(self) -> None:
-        """Close the file and give up the writer's place."""
+        """Sign the heads that are still unsigned, close the file and give up the writer's place."""
         with self._lock:
+            with contextlib.suppress(FishernetError):  # no room, or damaged: the next start signs it, or says so
+                self._sign_heads()
+            self._keys.clear()
             self._database.close()
             if self._process_lock is not None:
                 self._process_lock.release()
@@ -98,8 +116,21 @@ class Store(Reader):
 
     def put_state(self, key: str, value: bytes) -> None:
         """Store a blob under `key`, replacing what was there."""
-        with self._writing(f"store state {key}") as write:
-            _put_state(write, {key: value})
+        self._write(f"store state {key}", [(_STATE, [(key, value)])])
+
+    def sign_with(self, key: keys.SigningKey, collective: CollectiveId) -> None:
+        """Sign the heads of this key's feed when they are asked for, as after an append; nothing is signed yet."""
+        self._keys[collective, keys.member_id(key)] = key
+
+    def heads(self, collective: CollectiveId, member: MemberId | None = None) -> list[Head]:
+        """The largest signed head held of each feed (of one `member`, if given); it may be ahead of the entries.
+
+        The head of a feed that was appended to is signed now, and stored before it is returned. When the disk is full, or
+        another program writes, the one before it is returned, which is as true.
+        """
+        with contextlib.suppress(StoreFull, StoreBusy):
+            self._sign_heads(collective, member)
+        return super().heads(collective, member)
 
     def append(
         self,
@@ -113,7 +144,7 @@ class Store(Reader):
         seen: Iterable[Seen] = (),
         state: Mapping[str, bytes] | None = None,
     ) -> Record:
-        """Sign and store the next event of one's own feed, its new head and `state`, all or nothing.
+        """Sign and store the next event of one's own feed and `state`, all or nothing; the store keeps the key to sign heads.
 
         Raises:
             Malformed, TooLarge: a field is outside the format.
@@ -133,7 +164,7 @@ class Store(Reader):
         now_ms: int,
         state: Mapping[str, bytes] | None = None,
     ) -> list[Record]:
-        """Like `append` for several events in one transaction and under one head; all are in memory at once.
+        """Like `append` for several events in one transaction; all are in memory at once.
 
         Raises:
             Malformed: there is no event; and everything that `append` raises, for the same reasons.
@@ -141,15 +172,18 @@ class Store(Reader):
         if not drafts:
             raise Malformed("couldn't append: no event was given")
         member = keys.member_id(key)
-        with self._writing(f"append {drafts[0].type}") as write:
-            edge = self._edge(collective, member) or self._begin(collective, member)
-            self._refuse_behind(member, edge)
-            frontier, leaf, records = edge.frontier.copy(), edge.leaf, list[Record]()
-            for seq, draft in enumerate(drafts, frontier.size):
+        with self._lock:
+            edge = self._edge(collective, member) or self._new(collective, member)
+            seq, leaf, records = edge.tree.size, edge.leaf, list[Record]()
+            if edge.signed > seq:
+                raise FeedBehind(
+                    f"couldn't append entry {seq}: {edge.signed} entries of this feed were signed before; fetch them first"
+                )
+            for number, draft in enumerate(drafts, seq):
                 record = entry.make(
                     key,
                     collective=collective,
-                    seq=seq,
+                    seq=number,
                     prev=leaf,
                     ts=now_ms,
                     type=draft.type,
@@ -159,12 +193,17 @@ class Store(Reader):
                 )
                 leaf = record.entry.leaf
                 records.append(record)
-            nodes = frontier.extend([bytes.fromhex(record.entry.leaf) for record in records])
-            head = checkpoint.make(key, collective, member, frontier.size, Digest(frontier.root().hex()))
-            _put_records(write, edge.feed, records, nodes)
-            _put_head(write, edge.feed, head)
-            _put_state(write, state or {})
-        self._edges[collective, member] = _Edge(feed=edge.feed, frontier=frontier, leaf=leaf, signed=frontier.size)
+            growing = edge.tree.copy()
+            grown = growing.extend([bytes.fromhex(record.entry.leaf) for record in records])
+            rows, signed = _rows_of(edge, records, grown), edge.signed
+            if growing.size - signed >= HEAD_EVERY:
+                rows.append((_HEAD, [_head_row(edge.feed, _sign(key, collective, member, growing))]))
+                signed = growing.size
+            if state:
+                rows.append((_STATE, list(state.items())))
+            self._write(f"append {drafts[0].type}", rows)
+            self._keys[collective, member] = key
+            self._remember(collective, member, _Edge(feed=edge.feed, tree=growing, leaf=leaf, signed=signed))
         return records
 
     def append_foreign(
@@ -185,22 +224,20 @@ class Store(Reader):
             raise BadChain(f"couldn't take page of {member[:12]}: the head is that of another feed")
         try:
             pages.read(collective, member, records)
-            with self._writing(f"store page of {member[:12]}") as write:
-                edge = self._edge(collective, member) or self._begin(collective, member)
+            with self._lock:
+                edge = self._edge(collective, member) or self._new(collective, member)
                 known_head = self._check_head(edge, head)
-                fresh, frontier, nodes = pages.follow(self._held(collective, member, edge, len(records), head), records)
-                _put_records(write, edge.feed, fresh, nodes)
+                fresh, growing, grown = pages.follow(self._held(collective, member, edge, len(records), head), records)
+                rows = _rows_of(edge, fresh, grown)
                 if head is not None and not known_head:
-                    _put_head(write, edge.feed, head)
+                    rows.append((_HEAD, [_head_row(edge.feed, head)]))
+                self._write(f"store page of {member[:12]}", rows)
+                leaf = fresh[-1].entry.leaf if fresh else edge.leaf
+                signed = max(edge.signed, head.size if head else 0)
+                self._remember(collective, member, _Edge(feed=edge.feed, tree=growing, leaf=leaf, signed=signed))
         except ForkSeen as seen:
             self._freeze(seen.fork)
             raise
-        self._edges[collective, member] = _Edge(
-            feed=edge.feed,
-            frontier=frontier,
-            leaf=fresh[-1].entry.leaf if fresh else edge.leaf,
-            signed=max(edge.signed, head.size if head else 0),
-        )
         return fresh
 
     def erase_bodies(
@@ -221,7 +258,7 @@ class Store(Reader):
             with self._writing("erase bodies") as write:
                 gone = sum(self._erase(write, collective, member, seq) for member, seq in events)
                 if gone and vacuum:
-                    _put_state(write, {_UNFINISHED: b"1"})  # a stop before the rewriting must not make us forget it
+                    write.execute(_STATE, (_UNFINISHED, b"1"))  # a stop before the rewriting must not make us forget it
             try:
                 with guard("erase bodies", self._lock_file):
                     if vacuum or self.get_state(_UNFINISHED):
@@ -246,14 +283,24 @@ class Store(Reader):
             Malformed, BadKey, BadSignature: it proves nothing.
         """
         feed = self._feed(fork.collective, fork.member)
-        known = () if feed is None or fork.kind != "root" else self._rows(LEAVES, feed, 0, fork.at)
-        forks.verify(fork, [row[0] for row in known])
+        known = [] if feed is None or fork.kind != "root" else Tree(self._rows, feed).leaves(0, fork.at)
+        forks.verify(fork, known)
         self._freeze(fork)
+
+    def _write(self, verb: str, rows: _Rows) -> None:
+        """Write rows, all or nothing. One alone is a transaction by itself: that costs two statements less."""
+        self._refuse_reader(verb)
+        if len(rows) == 1 and len(rows[0][1]) == 1:
+            with self._lock, guard(verb, self._lock_file):
+                self._connection.execute(rows[0][0], rows[0][1][0])
+        else:
+            with self._writing(verb) as write:
+                for sql, many in rows:
+                    write.executemany(sql, many)
 
     @contextlib.contextmanager
     def _writing(self, verb: str) -> Iterator[sqlite3.Connection]:
-        if self._process_lock is None:
-            raise StoreBroken(f"couldn't {verb}: the ledger is open for reading only")
+        self._refuse_reader(verb)
         with self._lock, guard(verb, self._lock_file):
             # At once, not at the first write: a transaction that has read cannot wait for another program's short lock.
             self._connection.execute("BEGIN IMMEDIATE")
@@ -269,6 +316,26 @@ class Store(Reader):
     def _lock_file(self) -> Path | None:
         return self._process_lock.path if self._process_lock else None
 
+    def _refuse_reader(self, verb: str) -> None:
+        if self._process_lock is None:
+            raise StoreBroken(f"couldn't {verb}: the ledger is open for reading only")
+
+    def _remember(self, collective: CollectiveId, member: MemberId, edge: _Edge) -> None:
+        self._edges[collective, member] = edge
+        self._trees[edge.feed] = edge.tree
+
+    def _sign_heads(self, collective: CollectiveId | None = None, member: MemberId | None = None) -> None:
+        """Sign and store the heads of feeds that this store has the key of and that have grown (of all, or as named)."""
+        for (where, who), key in list(self._keys.items()):
+            if collective not in {None, where} or member not in {None, who}:
+                continue
+            with self._lock, contextlib.suppress(FeedFrozen):
+                edge = self._edge(where, who)
+                if edge is not None and edge.signed < edge.tree.size:
+                    head = _sign(key, where, who, edge.tree)
+                    self._write(f"sign head of {who[:12]}", [(_HEAD, [_head_row(edge.feed, head)])])
+                    self._edges[where, who] = replace(edge, signed=head.size)
+
     def _edge(self, collective: CollectiveId, member: MemberId) -> _Edge | None:
         """Where a feed goes on, read once; None when nothing of it is here.
 
@@ -283,34 +350,31 @@ class Store(Reader):
             return None
         if self._rows("SELECT 1 FROM forks WHERE feed = ?", feed):
             raise FeedFrozen(f"couldn't extend feed of {member[:12]}: it was proven forked")
-        frontier = self._frontier(feed)
-        signed = self._rows("SELECT size, root FROM heads WHERE feed = ? ORDER BY size DESC LIMIT 1", feed)
-        if signed and signed[0] != (frontier.size, frontier.root()) and signed[0][0] == frontier.size:
-            raise StoreBroken(
-                f"couldn't extend feed of {member[:12]}: its stored tree has not the root that was signed for size"
-                f" {frontier.size}; run the audit"
-            )
-        leaf = self._leaf(feed, frontier.size - 1) if frontier.size else ZERO
-        edge = _Edge(feed=feed, frontier=frontier, leaf=leaf, signed=signed[0][0] if signed else 0)
-        self._edges[collective, member] = edge
-        return edge
+        growing = GrowingTree.stored(Tree(self._rows, feed))
+        size, signed = growing.size, 0
+        for signed, root in self._rows("SELECT size, root FROM heads WHERE feed = ? ORDER BY size DESC LIMIT 1", feed):
+            held = growing.root() if signed == size else root if signed > size else self._root_at(feed, signed)
+            if held != root:
+                raise StoreBroken(
+                    f"couldn't extend feed of {member[:12]}: its stored tree has not the root that was signed for size"
+                    f" {signed}; run the audit"
+                )
+        leaf = self._leaf(feed, size - 1) if size else ZERO
+        self._remember(collective, member, _Edge(feed=feed, tree=growing, leaf=leaf, signed=signed))
+        return self._edges[collective, member]
 
-    def _begin(self, collective: CollectiveId, member: MemberId) -> _Edge:
-        """The edge of a feed that is new here; it is remembered only once the transaction is through."""
-        made = self._connection.execute("INSERT INTO feeds (collective, member) VALUES (?, ?)", (collective, member))
-        return _Edge(feed=int(made.lastrowid or 0), frontier=Frontier(), leaf=ZERO, signed=0)
+    def _new(self, collective: CollectiveId, member: MemberId) -> _Edge:
+        """The edge of a feed that is new here; it is remembered only once it is written."""
+        feed = int(self._rows("SELECT coalesce(max(id), 0) + 1 FROM feeds")[0][0])
+        return _Edge(feed=feed, tree=GrowingTree(), leaf=ZERO, signed=0, name=(feed, collective, member))
 
-    def _refuse_behind(self, member: MemberId, edge: _Edge) -> None:
-        size = edge.frontier.size
-        if edge.signed > size:
-            raise FeedBehind(
-                f"couldn't append entry {size}: {edge.signed} entries of this feed were signed before; fetch them first"
-            )
+    def _root_at(self, feed: int, size: int) -> bytes:
+        return root_at(size, Tree(self._rows, feed).nodes)
 
     def _held(
         self, collective: CollectiveId, member: MemberId, edge: _Edge, page: int, head: Head | None
     ) -> pages.Held:
-        size = edge.frontier.size
+        size = edge.tree.size
         ahead = self._rows(
             "SELECT member, size, root, signature FROM heads JOIN feeds ON id = feed WHERE feed = ? AND size > ? AND size <= ?",
             edge.feed,
@@ -323,7 +387,7 @@ class Store(Reader):
         return pages.Held(
             collective=collective,
             member=member,
-            frontier=edge.frontier,
+            tree=edge.tree,
             line=lambda seq: self._line(edge.feed, seq),
             heads=heads,
         )
@@ -338,24 +402,23 @@ class Store(Reader):
             if known.root != head.root:
                 raise pages.heads_fork(known, head)
             return True
-        if head.size <= edge.frontier.size:
-            root = root_at(head.size, Tree(self._rows, edge.feed).nodes)
-            if root.hex() != head.root:
-                raise pages.root_fork(head, [self._line(edge.feed, head.size - 1)])
+        if head.size <= edge.tree.size and self._root_at(edge.feed, head.size).hex() != head.root:
+            raise pages.root_fork(head, [self._line(edge.feed, head.size - 1)])
         return False
 
     def _freeze(self, fork: Fork) -> None:
         try:
-            with self._writing(f"freeze feed of {fork.member[:12]}") as write:
-                edge = self._edge(fork.collective, fork.member) or self._begin(fork.collective, fork.member)
-                write.execute("INSERT INTO forks VALUES (?, ?)", (edge.feed, forks.encode(fork)))
+            with self._lock:
+                edge = self._edge(fork.collective, fork.member) or self._new(fork.collective, fork.member)
+                proof: _Rows = [("INSERT INTO forks VALUES (?, ?)", [(edge.feed, forks.encode(fork))])]
+                self._write(f"freeze feed of {fork.member[:12]}", [*_rows_of(edge, (), Grown([], [])), *proof])
         except FeedFrozen:
             return  # one proof is enough
         self._edges.pop((fork.collective, fork.member), None)
 
     def _erase(self, write: sqlite3.Connection, collective: CollectiveId, member: MemberId, seq: int) -> int:
         feed = self._feed(collective, member)
-        if feed is None or not self._rows("SELECT 1 FROM entries WHERE feed = ? AND seq = ?", feed, seq):
+        if feed is None or not self._rows("SELECT 1 FROM entries WHERE place = ?", place_of(feed, seq)):
             raise Malformed(f"couldn't erase body of entry {seq} of {member[:12]}: the entry is not here")
         if self._rows("SELECT 1 FROM erased WHERE feed = ? AND seq = ?", feed, seq):
             return 0
@@ -365,7 +428,8 @@ class Store(Reader):
         write.execute("INSERT INTO erased VALUES (?, ?)", (feed, seq))
         guarded(self._connection, erasing=True)
         try:
-            return write.execute("DELETE FROM bodies WHERE feed = ? AND seq = ?", (feed, seq)).rowcount
+            body = "UPDATE entries SET salt = NULL, data = NULL WHERE place = ? AND salt IS NOT NULL"
+            return write.execute(body, (place_of(feed, seq),)).rowcount
         finally:
             guarded(self._connection)
 
@@ -378,22 +442,27 @@ class Store(Reader):
             guarded(self._connection)
 
 
-def _put_records(write: sqlite3.Connection, feed: int, records: Sequence[Record], nodes: Iterable[Row]) -> None:
-    write.executemany(
-        "INSERT INTO entries VALUES (?, ?, ?, ?)",
-        [(feed, r.entry.header.seq, r.entry.line, bytes.fromhex(r.entry.leaf)) for r in records],
-    )
-    bodies = [(feed, r.entry.header.seq, r.body.salt, r.body.data) for r in records if r.body is not None]
-    for sql, rows in (("INSERT INTO bodies VALUES (?, ?, ?, ?)", bodies), (tree.INSERT, tree.rows(feed, nodes))):
-        if rows:
-            write.executemany(sql, rows)
+def _sign(key: keys.SigningKey, collective: CollectiveId, member: MemberId, growing: GrowingTree) -> Head:
+    return checkpoint.make(key, collective, member, growing.size, Digest(growing.root().hex()))
 
 
-def _put_head(write: sqlite3.Connection, feed: int, head: Head) -> None:
-    row = (feed, head.size, bytes.fromhex(head.root), head.signature)
-    write.execute("INSERT INTO heads VALUES (?, ?, ?, ?)", row)
+def _rows_of(edge: _Edge, records: Sequence[Record], grown: Grown) -> _Rows:
+    """What to write for new entries and what they complete; for a feed that is new here its name before."""
+    rows: _Rows = [] if edge.name is None else [(_FEED, [edge.name])]
+    if records:
+        first = place_of(edge.feed, records[0].entry.header.seq)
+        rows.append((_ENTRY, [_entry_row(place, record) for place, record in enumerate(records, first)]))
+    if grown.tiles:
+        rows.append((tree.INSERT_TILE, tree.tile_rows(edge.feed, grown.tiles)))
+        rows.append((tree.INSERT_NODE, tree.node_rows(edge.feed, grown.nodes)))
+    return rows
 
 
-def _put_state(write: sqlite3.Connection, state: Mapping[str, bytes]) -> None:
-    if state:
-        write.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", state.items())
+def _entry_row(place: int, record: Record) -> tuple[int, bytes, bytes, bytes | None, bytes | None]:
+    made, body = record.entry, record.body
+    salt, data = (None, None) if body is None else (body.salt, body.data)
+    return place, made.line, bytes.fromhex(made.leaf), salt, data
+
+
+def _head_row(feed: int, head: Head) -> tuple[int, int, bytes, bytes]:
+    return feed, head.size, bytes.fromhex(head.root), head.signature

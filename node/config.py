@@ -114,18 +114,21 @@ class Serve(_Section):
     """The OpenAI-style API for applications."""
 
     host: Annotated[str, StringConstraints(min_length=1)] = Field(
-        default="127.0.0.1", description='Address of the API; "0.0.0.0" lets other machines in: set api_keys then.'
+        default="127.0.0.1", description='Address of the API; "0.0.0.0" lets other machines in: make keys then.'
     )
     port: int = Field(
         default=8000, ge=0, le=65535, description="Port of the API; 0 = any free one (see `fishernet status`)."
     )
     api_keys: Annotated[tuple[Annotated[str, StringConstraints(min_length=8)], ...], _LIST] = Field(
-        default=(), description="Accepted bearer keys of applications; [] = no key is asked for."
+        default=(),
+        description="Bearer keys for everything; better: `fishernet key api add`. Without any none is asked for.",
     )
     preload: bool = Field(default=False, description="Load the model at start instead of at the first request.")
     rows: int = Field(default=16, ge=1, le=1024, description="Answers written at the same time; more wait.")
     max_active: int = Field(default=128, ge=1, le=4096, description="Adapters that answers may use at the same time.")
-    adapter_mib: int = Field(default=1024, ge=1, lt=2**31, description="MiB of memory for adapters; others are on disk.")
+    adapter_mib: int = Field(
+        default=1024, ge=1, lt=2**31, description="MiB of memory for adapters; others are on disk."
+    )
     experts: dict[str, str] = Field(
         default_factory=dict,
         description='What models are for, by which "auto" chooses: {"member/clinic" = "symptoms"}; "@FILE" is read from FILE.',

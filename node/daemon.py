@@ -133,6 +133,7 @@ class Daemon:
                 on_fork=seat.fork_found,
                 serves=self.egress.serves,
                 peers=lambda: seat.fold.peers,
+                outdated=seat.fold.outdated,
             ),
         )
         self.joining = Joining(session, self.sync, self._next_change, accept_fork_risk=accept_fork_risk)
@@ -217,9 +218,7 @@ class Daemon:
             threads=self.config.train.threads, rows=serve.rows, max_active=serve.max_active, ram=serve.adapter_mib
         )
         experts = configured(serve.experts, self.session.home.path)
-        self.serving = Serving(
-            model=model.path, base=charter.base.digest, adapter=adapter, load=load, experts=experts
-        )
+        self.serving = Serving(model=model.path, base=charter.base.digest, adapter=adapter, load=load, experts=experts)
         self.shelf = Shelf(self.seat, self.replay, self.serving, self.holdings)
         jobs.create_task(self._serve(self.serving), name="api")
         await self.joining.seat()

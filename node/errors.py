@@ -41,6 +41,7 @@
     │   ├── NotAMember (Refused)    who asks is no member, so it gets a checkpoint and nothing else
     │   ├── KeptBack (Refused)      the operator of this node lets no blobs out to this member
     │   ├── WrongPeer (Refused)     a request carries the binding of another peer
+    │   ├── OutdatedPeer (Refused)  the member speaks through another peer by now
     │   └── UnknownHere (Refused)   the collective or feed that is asked for is not held here
     ├── BlobError                   a blob cannot be had
     │   ├── BlobMissing (Retry)     it is not here, or nobody connected has it
@@ -376,6 +377,12 @@ class WrongPeer(NetworkError, Refused):
     """A request carries the binding of another peer than the one that sent it."""
 
     code: ClassVar[str] = "wrong-peer"
+
+
+class OutdatedPeer(NetworkError, Refused):
+    """The member has bound another transport key since this binding was made."""
+
+    code: ClassVar[str] = "outdated-peer"
 
 
 class UnknownHere(NetworkError, Refused):

@@ -261,7 +261,9 @@ class Home:
                 yield
             finally:
                 self.tidy()
-                with suppress(OSError):  # the disk may have turned read-only: what ended the process is the error to show
+                with suppress(
+                    OSError
+                ):  # the disk may have turned read-only: what ended the process is the error to show
                     file.truncate(0)
 
 

@@ -190,8 +190,8 @@ class Engine(Protocol):
         """Serve a release under its height and digest, and as "latest" when it is the highest."""
         ...
 
-    def drop_release(self, height: int) -> None:
-        """Serve a release no longer; requests under way end on it."""
+    def drop_release(self, height: int, *, forget: bool = False) -> None:
+        """Serve a release no longer; requests under way end on it. `forget`: nor under its digest, nor any other old version."""
         ...
 
     async def set_member(self, name: str, vector: Path, *, model: Digest, owner: str = "") -> None:

@@ -22,7 +22,7 @@ MAX_DEPTH = 16
 MAX_INT = 2**53 - 1
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-# What `_ENCODER.encode` makes anew for every value; what was just decoded holds no circle.
+# What `_ENCODER.encode` makes anew for every value; nothing that it gets holds a circle.
 _chunks: Callable[[Json, int], Iterable[str]] = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
     None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", True, False, False
 )
@@ -36,7 +36,7 @@ def encode(value: Json, *, max_bytes: int = MAX_BYTES) -> bytes:
         TooLarge: more than `max_bytes` bytes or `MAX_DEPTH` levels.
     """
     _check(value, 0)
-    data = _ENCODER.encode(value).encode("utf-8")
+    data = "".join(_chunks(value, 0)).encode("utf-8")
     if len(data) > max_bytes:
         raise TooLarge(f"couldn't encode value: {len(data)} bytes, the limit is {max_bytes}")
     return data

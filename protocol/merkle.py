@@ -98,7 +98,17 @@ class Frontier:
 
     def root(self) -> bytes:
         """The tree head of all leaves so far (RFC 6962 section 2.1)."""
-        return _join(self.peaks) if self.peaks else EMPTY_ROOT
+        return root_over(self.peaks)
+
+
+def root_over(peaks: Sequence[bytes]) -> bytes:
+    """The tree head over the roots of perfect subtrees, largest first."""
+    if not peaks:
+        return EMPTY_ROOT
+    root = peaks[-1]
+    for peak in reversed(peaks[:-1]):
+        root = node_hash(peak, root)
+    return root
 
 
 def root_of(leaves: Sequence[bytes]) -> bytes:
@@ -135,7 +145,7 @@ def inclusion(index: int, size: int, nodes: Nodes) -> list[bytes]:
     found = list(nodes(places + ragged))
     path = found[: len(places)]
     if ragged:
-        path.insert(at, _join(found[len(places) :]))
+        path.insert(at, root_over(found[len(places) :]))
     return path
 
 
@@ -239,14 +249,7 @@ def _hashes(ranges: Iterable[tuple[int, int]], nodes: Nodes) -> list[bytes]:
     """The root of each range, read from the stored nodes in one go."""
     parts = [_perfect(begin, end) for begin, end in ranges]
     found = iter(nodes([place for part in parts for place in part]))
-    return [_join([next(found) for _ in part]) for part in parts]
-
-
-def _join(peaks: Sequence[bytes]) -> bytes:
-    root = peaks[-1]
-    for peak in reversed(peaks[:-1]):
-        root = node_hash(peak, root)
-    return root
+    return [root_over([next(found) for _ in part]) for part in parts]
 
 
 def _sized(hashes: Iterable[bytes], what: str) -> None:

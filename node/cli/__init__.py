@@ -4,6 +4,7 @@
     roots.py       init, up, status, log, audit, observe, train, measure, demo, completion, version
     collective.py  collective create | show | invite | approve | join | amend | requests
     data.py        data add | list | show          model.py   model add | list          settings.py  config show | check | set
+    key.py         key show | rotate | revoke | propose | backup | restore       api_keys.py   key api add | list | revoke
     grant.py       grant issue | narrow | revoke | accept | list | check
     proofs.py      prove, verify-proof, ledger export
     export.py      export          serve.py   serve          chat.py   chat
@@ -41,7 +42,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {  # in the order of a first ses
     "status": ("roots", "status", "Show peers, heads, epoch, view, releases and last errors."),
     "train": ("roots", "train", "Train once now and publish what was learnt."),
     "measure": ("roots", "measure", "Measure base, own adapter and every release on held-out rows."),
-    "key": ("key", "key", "Show, rotate, revoke, back up and restore this node's keys."),
+    "key": ("key", "key", "Show, rotate, revoke, back up and restore this node's keys; make API keys."),
     "fork": ("fork", "fork", "Show, export and check proofs that a member signed two histories."),
     "log": ("roots", "log", "Show releases with who contributed and what each voter measured."),
     "chat": ("chat", "chat", "Talk to a served model from the terminal."),

@@ -3,7 +3,7 @@
 Times are milliseconds since 1970, differences of losses centinats (0.01 nats), ids and digests 64 hex digits.
 
     status   {node, member, peer, running, addresses, collective, name, role, epoch, height, view, paused, double_votes,
-              forks, flaws: [{member, seq, code}], peers: [{member, name, peer, connected}],
+              full, forks, flaws: [{member, seq, code}], peers: [{member, name, peer, connected}],
               heads: [{member, name, size, root, cosigned}], recovery_file, sqlite,
               pending: [{member, name, digest, cosignatures, cosignatures_needed}],
               releases: [{height, number, digest, model, members, time}], training: {state, step, steps},

@@ -4,7 +4,7 @@ Knows the shapes below and nothing else; a missing key shows as a dash. Texts ar
 
     data     {name, kind, train_rows, held_out_rows, duplicates, characters, train_root, held_out_root, columns, sealed, tags,
               purposes, retention_days, licence, basis, grant, oldest_ms, overdue}; data.list has {datasets: [..]} of them
-    forget   {dry_run, datasets, rows, train_rows, held_out_rows, contributions: [..], releases: [numbers], bodies, requests: [..]}
+    forget   {dry_run, datasets, rows, train_rows, held_out_rows, contributions: [..], releases: [..], bodies, requests: [..]}
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def forgotten(out: Console, result: Result) -> None:
     if releases := result.get("releases") or []:
         numbers = ", ".join(text(number) for number in releases)
         out.print(
-            f"release {numbers} contains them: the next release {'would leave' if would else 'leaves'} them out, which costs what "
-            "they were worth; the members decide it, and with it every node stops serving the ones before. A node that serves them "
-            "more than a day after the deadline of the request is an error in every audit (C10)"
+            f"release {numbers} contains them: the next release {'would leave' if would else 'leaves'} them out, which costs "
+            "what they were worth; the members decide it, and with it every node stops serving the ones before. A node that "
+            "serves them more than a day after the deadline of the request is an error in every audit (C10)"
         )
     if marked:
         out.print("[yellow]what others learnt from them stays until a model is trained again from before them[/]")

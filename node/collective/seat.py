@@ -18,8 +18,8 @@ from ledger.access.book import Book, Past, past_in
 from ledger.charter import Charter
 from ledger.collective import Collective
 from ledger.entry import MAX_SEEN, Record, Seen
-from ledger.events import Event
 from ledger.errors import StoreFull
+from ledger.events import Event
 from ledger.forks import Fork
 from ledger.store import Store
 from node.errors import AppendPaused, PassphraseNeeded
@@ -63,7 +63,9 @@ class Seat:
         for each in store.members(collective):
             self._replay(each)
         self._look_for_forks()
-        if key is not None:  # a stop may have come between a proof's arrival and the freezing
+        if key is not None:
+            store.sign_with(key, collective)
+            # A stop may have come between a proof's arrival and the freezing.
             frozen = {fork.member for fork in store.forks(collective)}
             for source in (s for m, by in self.fold.forked.items() if m not in frozen for s in by.values()):
                 self._learn_forks(store.records(collective, source.member, source.seq, 1))

@@ -17,7 +17,7 @@ from typing import TypeVar
 from ledger import entry
 from ledger.entry import Body, Record
 from ledger.store import Store
-from node.errors import BlobMissing, KeptBack, NotAMember, PeerRefused, UnknownHere, WrongPeer
+from node.errors import BlobMissing, KeptBack, NotAMember, OutdatedPeer, PeerRefused, UnknownHere, WrongPeer
 from node.network.blobs import BlobStore
 from node.ports import Network, Stream
 from protocol import wire
@@ -89,7 +89,8 @@ class DeskRules:
     """Who we are, whom we serve, and who wants to know which verified peer speaks for which member.
 
     `farewell(reader, feed)` is how many entries of a feed we still show to one who is not allowed: a former member.
-    `serves(member)` is whether the operator lets a member fetch blobs from this node.
+    `serves(member)` is whether the operator lets a member fetch blobs from this node, `outdated(binding)` whether the member has
+    bound another transport key since: who holds the old one is nobody.
     """
 
     collective: CollectiveId
@@ -98,6 +99,7 @@ class DeskRules:
     met: Callable[[Binding], None]
     farewell: Callable[[MemberId, MemberId], int]
     serves: Callable[[MemberId], bool] = lambda _member: True
+    outdated: Callable[[Binding], bool] = lambda _binding: False
 
 
 class Desk:
@@ -184,6 +186,8 @@ class Desk:
             raise WrongPeer("couldn't serve: the binding is that of another peer")
         if request.collective != self._rules.collective:
             raise UnknownHere("couldn't serve: another collective")
+        if self._rules.outdated(request.binding):
+            raise OutdatedPeer("couldn't serve: this member speaks through another peer by now")
         member = self._rules.allowed(request.binding.member)
         if member:
             self._asking.pop(request.binding.member, None)

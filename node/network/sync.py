@@ -23,6 +23,7 @@ from ledger.entry import Record
 from ledger.errors import FeedFrozen, ForkSeen, StoreFull
 from ledger.forks import Fork
 from ledger.store import Store
+from node.errors import OutdatedPeer
 from node.network.backoff import HOSTILE_S, Backoff
 from node.network.blobs import BlobStore
 from node.network.directory import Directory
@@ -56,7 +57,8 @@ class SyncRules:
 
     `wants` is `allowed` unless given (a joiner serves nobody yet, but takes the founder's feed). `peers` says which peer
     speaks for which member by the feeds, so that members find each other whom no configuration introduced. `farewell`
-    says how many entries of a feed a former member may still read, `serves` which members may fetch blobs here.
+    says how many entries of a feed a former member may still read, `serves` which members may fetch blobs here, `outdated`
+    whether a member has bound another transport key after the one of a binding.
     """
 
     allowed: Callable[[MemberId], bool]
@@ -66,6 +68,7 @@ class SyncRules:
     farewell: Callable[[MemberId, MemberId], int] = lambda _reader, _feed: 0
     peers: Callable[[], Mapping[PeerId, MemberId]] | None = None
     serves: Callable[[MemberId], bool] = lambda _member: True
+    outdated: Callable[[Binding], bool] = lambda _binding: False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +117,7 @@ class Sync:
             met=self.met,
             farewell=rules.farewell,
             serves=rules.serves,
+            outdated=rules.outdated,
         )
         self._desk = Desk(store, blobs, desk)
         self._fetcher = Fetcher(self._asker, blobs, self._backoff, self._holders)
@@ -248,6 +252,8 @@ class Sync:
         try:
             async with self._slots:
                 answer = await self._asker.heads(peer)
+            if self._rules.outdated(answer.binding):
+                raise OutdatedPeer("couldn't take heads: this member speaks through another peer by now")
             self.met(answer.binding)
             await self._take_heads(peer, answer)
             self._backoff.clear(peer)

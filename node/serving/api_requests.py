@@ -45,7 +45,7 @@ def _only(*values: Any) -> Any:
 
 def _fault(param: str, message: str) -> PydanticCustomError:
     """A fault of a whole request, with the field that it is laid to."""
-    return PydanticCustomError("invalid", message, {"param": param})  # type: ignore[arg-type]
+    return PydanticCustomError("invalid", message, {"param": param})
 
 
 def _unicode(text: str) -> str:

@@ -149,9 +149,11 @@ class Serving:
         self.names = self.names.with_release(await self._checked(served))
         log.info("served name=%s digest=%s", served.name, short(release))
 
-    def drop_release(self, height: int) -> None:
-        """Stop serving a release; requests under way end on it."""
+    def drop_release(self, height: int, *, forget: bool = False) -> None:
+        """Stop serving a release; requests under way end on it. `forget`: nor under its digest, nor any other old version."""
         self.names = self.names.without_release(height)
+        if forget:
+            self.names = self.names.forgetting()
 
     async def set_member(self, name: str, vector: Path, *, model: Digest, owner: str = "") -> None:
         """Serve what one member has contributed as `name` from now on (raises BadVector)."""

@@ -59,6 +59,10 @@ class Names:
         left = {h: model for h, model in self.releases.items() if h != height}
         return replace(self, releases=left, old=self._kept(self.releases.get(height), None))
 
+    def forgetting(self) -> Names:
+        """Nothing that has lost its name stays: something in it had to be forgotten."""
+        return replace(self, old=())
+
     def with_member(self, model: ServedModel) -> Names:
         """`model` is the adapter of the member that its name says."""
         before = self.members.get(model.name)
@@ -68,10 +72,6 @@ class Names:
         """This member's adapter has no name any more."""
         left = {n: model for n, model in self.members.items() if n != name}
         return replace(self, members=left, old=self._kept(self.members.get(name), None))
-
-    def forgotten(self) -> Names:
-        """The table without versions that have no name."""
-        return replace(self, old=())
 
     def _kept(self, before: ServedModel | None, now: ServedModel | None) -> tuple[ServedModel, ...]:
         """The old versions, with what a name stood for in front; what stands under a name again is not old."""

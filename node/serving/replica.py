@@ -166,8 +166,7 @@ def open_first(folder: Path) -> Exported:
         try:
             good.append(exported.read(each))
         except BadExport as e:
-            log.warning("event=refused folder=%s cause=%s", each.name, e)
-            last = e
+            last = e  # `Replica.look` says it once there is something to serve
     if not good:
         raise last
     return max(good, key=lambda each: each.number)

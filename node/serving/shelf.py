@@ -133,7 +133,7 @@ class Shelf:
             return
         for decision in releases:
             if decision.digest in superseded & self._served and isinstance(decision.value, Cut):
-                self._engine.drop_release(decision.value.number)
+                self._engine.drop_release(decision.value.number, forget=True)
                 self._served.discard(decision.digest)
                 self._models.pop(decision.digest, None)
                 log.info("event=withdrawn number=%s cause=erasure", decision.value.number)

@@ -103,11 +103,28 @@ def attack(
     return register
 
 
-def tampering(number: str | int, name: str, id: str, *, also: str = "") -> Callable[[Change], Change]:
+def _busy() -> World:
+    world = World.opened()
+    world.release()
+    world.served("ada")
+    return world
+
+
+def long() -> World:
+    """Ada's feed fills a tile of the stored tree."""
+    world = _busy()
+    while len(world.feeds["ada"]) < 64:
+        world.alive("ada")
+    return world
+
+
+def tampering(
+    number: str | int, name: str, id: str, *, also: str = "", world: Callable[[], World] = _busy
+) -> Callable[[Change], Change]:
     """Register an attack on the file of an honest history."""
 
     def register(change: Change) -> Change:
-        CASES.append(Case(str(number), name, id, None, "error", frozenset(also.split()), change=change, world=_busy))
+        CASES.append(Case(str(number), name, id, None, "error", frozenset(also.split()), change=change, world=world))
         return change
 
     return register
@@ -117,10 +134,3 @@ def place_of(found: Record | Place) -> Place:
     if isinstance(found, Place):
         return found
     return Place(found.entry.header.member, found.entry.header.seq)
-
-
-def _busy() -> World:
-    world = World.opened()
-    world.release()
-    world.served("ada")
-    return world

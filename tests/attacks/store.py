@@ -8,7 +8,7 @@ import json
 from paper import key
 
 from protocol import canon, keys
-from tests.attacks.case import Held, Place, tampering
+from tests.attacks.case import Held, Place, long, tampering
 
 TREE = "node-mismatch root-mismatch bad-chain"
 ORDER = 2**252 + 27742317777372353535851937790883648493  # of the prime-order subgroup (RFC 8032)
@@ -24,7 +24,7 @@ def _(held: Held) -> Place:
 
 @tampering(1, "a body is changed", "bad-commitment")
 def _(held: Held) -> Place:
-    held.tamper(f"UPDATE bodies SET data = CAST('{{}}' AS BLOB) WHERE feed = {held.feed('bob')} AND seq = {AT}")  # noqa: S608
+    held.tamper(f"UPDATE entries SET data = CAST('{{}}' AS BLOB) WHERE feed = {held.feed('bob')} AND seq = {AT}")  # noqa: S608
     return held.place("bob", AT)
 
 
@@ -63,17 +63,24 @@ def _(held: Held) -> Place:
     return held.place("bob", AT)
 
 
-@tampering(8, "a node of the stored tree is changed", "node-mismatch")
+@tampering(8, "a node of the stored tree is changed", "node-mismatch", world=long)
 def _(held: Held) -> Place:
-    held.tamper(f"UPDATE nodes SET hash = zeroblob(32) WHERE feed = {held.feed('ada')} AND level = 1 AND idx = 1")  # noqa: S608
+    # Node 1 of level 1: hash 65 of the first tile.
+    changed = "CAST(substr(hashes, 1, 65 * 32) || zeroblob(32) || substr(hashes, 66 * 32 + 1) AS BLOB)"
+    held.tamper(f"UPDATE tiles SET hashes = {changed} WHERE feed = {held.feed('ada')} AND number = 0")  # noqa: S608
     return held.place("ada", 3)
+
+
+@tampering(8, "a high node of the stored tree is changed", "node-mismatch", world=long)
+def _(held: Held) -> Place:
+    held.tamper(f"UPDATE nodes SET hash = zeroblob(32) WHERE feed = {held.feed('ada')} AND level = 6 AND idx = 0")  # noqa: S608
+    return held.place("ada", 63)
 
 
 @tampering(13, "the tail is gone and a head remembers it", "tail-missing", also="node-mismatch")
 def _(held: Held) -> Place:
     feed, size = held.feed("cyd"), len(held.world.feeds["cyd"])
     held.tamper(
-        f"DELETE FROM bodies WHERE feed = {feed} AND seq >= {size - 2}",  # noqa: S608
         f"DELETE FROM entries WHERE feed = {feed} AND seq >= {size - 2}",  # noqa: S608
     )
     return held.place("cyd", size - 2)

@@ -1,8 +1,6 @@
 """Appends to a ledger until it is killed, and prints each acknowledged sequence number: `python FILE DB [MAX_FILE_BYTES]`.
 
 Single appends and batches by turns; a batch is acknowledged by its last number. With MAX_FILE_BYTES no file may grow beyond.
-`python FILE DB nursery` forks such a process for each line of its input, prints its process id first and `end` after its
-death: starting an interpreter for each costs ten times as much as what is tried.
 """
 
 from __future__ import annotations
@@ -37,21 +35,9 @@ def main() -> None:
             print(records[-1].entry.header.seq, flush=True)
 
 
-def nursery() -> None:
-    for _ in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            sys.argv = sys.argv[:2]
-            print(os.getpid(), flush=True)
-            return main()
-        os.waitpid(child, 0)
-        print("end", flush=True)
-    return None
-
-
 if __name__ == "__main__":
     try:
-        nursery() if sys.argv[2:] == ["nursery"] else main()
+        main()
     except FishernetError as e:
         print(f"{e.code}: {e}", file=sys.stderr)
         sys.exit(3)

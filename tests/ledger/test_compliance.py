@@ -192,6 +192,7 @@ def test_the_timeline_counts_every_entry_once_and_shortens_pauses() -> None:
         ("ghp_abcdefghijklmnopqrstuvwxyz0123456789", ["secret-in-feed"]),
         ("hf_abcdefghijklmnopqrstuvwxyzABCDEF", ["secret-in-feed"]),
         ("AKIAIOSFODNN7EXAMPLE", ["secret-in-feed"]),
+        ("fn-p_qR8LIcZN_62uw39NJoL0pv_gCAVEq10PhBFYrL4zs", ["secret-in-feed"]),
         ("ask-the-owner", []),
         ("ab" * 32, []),
     ],
@@ -248,9 +249,7 @@ def test_what_no_count_of_erased_uses_explains_is_still_named() -> None:
     world = World.opened()
     erased_uses(world, "ada")
     grant = lent(world, uses=1, actions=("train",))
-    world.decided(
-        "ada", "run-x", dataset=f"{world.ids['bob']}/rows", action="evaluate", lie=world.allowed_by(grant)
-    )
+    world.decided("ada", "run-x", dataset=f"{world.ids['bob']}/rows", action="evaluate", lie=world.allowed_by(grant))
     assert "verdict" in c14(world)
 
 

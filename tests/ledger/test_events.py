@@ -349,6 +349,31 @@ def test_a_value_out_of_range_is_refused(event: events.Event, name: str, bad: li
             events.parse(event.TYPE, {**event.to_json(), name: value})
 
 
+SERVED: dict[str, Any] = next(e for e in ONE_OF_EACH if isinstance(e, events.AccessServed)).to_json()["served"][0]
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        [],
+        [{**SERVED, "requests": 0}],
+        [{**SERVED, "key": "Two Words"}],
+        [{**SERVED, "prompt": "text"}],
+        [SERVED, SERVED],
+        [{**SERVED, "key": "k2"}, SERVED],
+        [{**SERVED, "grants": [D, D]}],
+        [{**SERVED, "key": f"k{n:03}"} for n in range(events.MAX_SERVED + 1)],
+    ],
+)
+def test_counted_requests_are_sorted_bounded_and_say_no_more_than_their_kind(served: list[Any]) -> None:
+    good = {"since": 1, "until": 2, "served": [SERVED, {**SERVED, "key": "k2"}]}
+    assert events.parse(events.AccessServed.TYPE, good).to_json() == good
+    with pytest.raises(Refused):
+        events.parse(events.AccessServed.TYPE, {**good, "served": served})
+    with pytest.raises(BadEvent):
+        events.parse(events.AccessServed.TYPE, {**good, "until": 0})
+
+
 def test_an_unknown_type_is_no_event() -> None:
     with pytest.raises(BadEvent):
         events.parse("grant.given", {})

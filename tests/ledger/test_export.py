@@ -174,8 +174,9 @@ def test_a_damaged_stored_tree_does_not_get_into_an_export(tmp_path: Path) -> No
     with Store.open(tmp_path / "ledger.db") as store:
         store.append_all(KEY, COLLECTIVE, [Draft(type="t", body={}, salt=bytes(16))] * 300, now_ms=0)
     outside = sqlite3.connect(tmp_path / "ledger.db")
-    outside.execute("DROP TRIGGER nodes_update")
-    outside.execute("UPDATE nodes SET hash = zeroblob(32)")
+    for table, column in (("nodes", "hash"), ("tiles", "hashes")):
+        outside.execute(f"DROP TRIGGER {table}_update")
+        outside.execute(f"UPDATE {table} SET {column} = zeroblob(length({column}))")  # noqa: S608
     outside.commit()
     outside.close()
     with Store.open(tmp_path / "ledger.db", writer=False) as store:

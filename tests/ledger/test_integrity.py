@@ -18,19 +18,22 @@ from ledger import audit, checkpoint
 from ledger.audit import Finding
 from ledger.errors import ForkSeen, StoreBroken
 from ledger.store import Store
+from ledger.tree import GrowingTree
 from protocol import keys
 from protocol.ids import CollectiveId, digest
-from protocol.merkle import Frontier, leaf_hash
+from protocol.merkle import leaf_hash
 
 KEY, OTHER = keys.SigningKey(b"\x01" * 32), keys.SigningKey(b"\x02" * 32)
 MEMBER, STRANGER = keys.member_id(KEY), keys.member_id(OTHER)
 COLLECTIVE, SECOND = CollectiveId("cc" * 32), CollectiveId("dd" * 32)
-SIZE = 8
+SIZE = 64  # a tile of the tree is full
 
 
 def write(store: Store, key: keys.SigningKey, collective: CollectiveId, count: int, mark: str = "") -> None:
+    """Entries with a signed head after each of them."""
     for n in range(count):
         store.append(key, collective, "test.event", {"n": n, "mark": mark}, now_ms=n, salt=bytes([n]) * 16)
+        store.heads(collective)
 
 
 @pytest.fixture(scope="module")
@@ -131,21 +134,25 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
         3,
     ),
     "a body is edited": (
-        lambda _: ["UPDATE bodies SET data = CAST('{}' AS BLOB) WHERE feed = 1 AND seq = 3"],
+        lambda _: ["UPDATE entries SET data = CAST('{}' AS BLOB) WHERE feed = 1 AND seq = 3"],
         "bad-commitment",
         3,
     ),
     "a salt is edited": (
-        lambda _: ["UPDATE bodies SET salt = zeroblob(16) WHERE feed = 1 AND seq = 3"],
+        lambda _: ["UPDATE entries SET salt = zeroblob(16) WHERE feed = 1 AND seq = 3"],
         "bad-commitment",
         3,
     ),
     "a salt is cut": (
-        lambda _: ["UPDATE bodies SET salt = zeroblob(3) WHERE feed = 1 AND seq = 3"],
+        lambda _: ["UPDATE entries SET salt = zeroblob(3) WHERE feed = 1 AND seq = 3"],
         "malformed",
         3,
     ),
-    "a body is deleted": (lambda _: ["DELETE FROM bodies WHERE feed = 1 AND seq = 3"], "body-missing", 3),
+    "a body is deleted": (
+        lambda _: ["UPDATE entries SET salt = NULL, data = NULL WHERE feed = 1 AND seq = 3"],
+        "body-missing",
+        3,
+    ),
     "a head's signature is edited": (
         lambda _: ["UPDATE heads SET signature = zeroblob(64) WHERE feed = 1 AND size = 4"],
         "bad-head",
@@ -162,14 +169,45 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
         3,
     ),
     "a node of the tree is edited": (
-        lambda _: ["UPDATE nodes SET hash = zeroblob(32) WHERE feed = 1 AND level = 2 AND idx = 0"],
+        lambda _: [
+            "UPDATE tiles SET hashes = CAST(substr(hashes, 1, 96 * 32) || zeroblob(32) || substr(hashes, 97 * 32 + 1) AS BLOB)"
+            " WHERE feed = 1 AND number = 0"
+        ],
         "node-mismatch",
         3,
     ),
-    "a node of the tree is deleted": (
-        lambda _: ["DELETE FROM nodes WHERE feed = 1 AND level = 1 AND idx = 1"],
+    "a leaf in the tree is edited": (
+        lambda _: [
+            "UPDATE tiles SET hashes = CAST(zeroblob(32) || substr(hashes, 33) AS BLOB) WHERE feed = 1 AND number = 0"
+        ],
         "node-mismatch",
-        3,
+        0,
+    ),
+    "a tile of the tree is cut": (
+        lambda _: ["UPDATE tiles SET hashes = substr(hashes, 1, 125 * 32) WHERE feed = 1 AND number = 0"],
+        "node-mismatch",
+        63,
+    ),
+    "a tile of the tree is too long": (
+        lambda _: ["UPDATE tiles SET hashes = CAST(hashes || zeroblob(32) AS BLOB) WHERE feed = 1 AND number = 0"],
+        "node-mismatch",
+        63,
+    ),
+    "a tile of the tree is deleted": (lambda _: ["DELETE FROM tiles WHERE feed = 1"], "node-mismatch", 63),
+    "a tile of the tree is invented": (
+        lambda _: ["INSERT INTO tiles (place, hashes) VALUES ((1 << 40) + 9, zeroblob(4032))"],
+        "node-mismatch",
+        -1,
+    ),
+    "a high node of the tree is edited": (
+        lambda _: ["UPDATE nodes SET hash = zeroblob(32) WHERE feed = 1 AND level = 6 AND idx = 0"],
+        "node-mismatch",
+        63,
+    ),
+    "a high node of the tree is deleted": (
+        lambda _: ["DELETE FROM nodes WHERE feed = 1 AND level = 6 AND idx = 0"],
+        "node-mismatch",
+        63,
     ),
     "a node of the tree is invented": (
         lambda _: ["INSERT INTO nodes VALUES (1, 1, 9, zeroblob(32))"],
@@ -209,16 +247,18 @@ def unsigned_tail(path: Path) -> int:
     line = bytearray(line_of(path, 1, SIZE - 1))
     line[-20] ^= 1
     leaves = [leaf_hash(line_of(path, 1, seq)) for seq in range(SIZE - 1)] + [leaf_hash(bytes(line))]
-    changed = [
-        f"UPDATE nodes SET hash = {hexed(row.hashes[-1])} WHERE feed = 1 AND level = {row.level} AND idx = {len(row.hashes) - 1}"  # noqa: S608
-        for row in Frontier().extend(leaves)
-    ]
+    ((_, tile),), (node,) = GrowingTree().extend(leaves)
+    changed = (
+        f"UPDATE tiles SET hashes = {hexed(tile)} WHERE feed = 1",  # noqa: S608
+        f"UPDATE nodes SET hash = {hexed(node.hashes[0])} WHERE feed = 1",  # noqa: S608
+    )
     tamper(path, put_line(bytes(line), 1, SIZE - 1), *changed)
     return SIZE - 1
 
 
 @pytest.mark.parametrize(
-    "without", ["", "DELETE FROM heads WHERE feed = 1 AND size = 8", "DELETE FROM heads WHERE feed = 1"]
+    "without",
+    ["", f"DELETE FROM heads WHERE feed = 1 AND size = {SIZE}", "DELETE FROM heads WHERE feed = 1"],  # noqa: S608
 )
 def test_checkpoint_mode_verifies_the_lines_for_which_no_head_vouches(ledger: Path, without: str) -> None:
     tamper(ledger, *filter(None, [without]))
@@ -241,7 +281,7 @@ def test_threads_change_no_finding(ledger: Path, threads: int) -> None:
 def test_a_finding_names_the_event(ledger: Path) -> None:
     with Store.open(ledger, writer=False) as store:
         event = store.records(COLLECTIVE, MEMBER)[3].entry.event
-    tamper(ledger, "UPDATE bodies SET data = zeroblob(9) WHERE feed = 1 AND seq = 3")
+    tamper(ledger, "UPDATE entries SET data = zeroblob(9) WHERE feed = 1 AND seq = 3")
     (finding,) = findings(ledger)
     assert (finding.code, finding.seq, finding.event) == ("bad-commitment", 3, event)
 
@@ -253,9 +293,9 @@ def test_a_history_rewritten_by_its_author_contradicts_the_signed_heads(ledger: 
         ledger,
         f"ATTACH '{tmp_path / 'rewritten.db'}' AS r",
         "DELETE FROM entries WHERE feed = 1",
-        "DELETE FROM bodies WHERE feed = 1",
-        "INSERT INTO entries SELECT * FROM r.entries WHERE feed = 1",
-        "INSERT INTO bodies SELECT * FROM r.bodies WHERE feed = 1",
+        "INSERT INTO entries (place, line, leaf, salt, data) SELECT place, line, leaf, salt, data FROM r.entries WHERE feed = 1",
+        "DELETE FROM tiles WHERE feed = 1",
+        "INSERT INTO tiles (place, hashes) SELECT place, hashes FROM r.tiles WHERE feed = 1",
         "DELETE FROM nodes WHERE feed = 1",
         "INSERT INTO nodes SELECT * FROM r.nodes WHERE feed = 1",
     )
@@ -270,9 +310,9 @@ def test_a_head_beyond_the_entries_shows_a_lost_tail(ledger: Path, honest: Path,
     tamper(
         ledger,
         "DELETE FROM entries WHERE feed = 1 AND seq >= 5",
-        "DELETE FROM bodies WHERE feed = 1 AND seq >= 5",
         "DELETE FROM heads WHERE feed = 1 AND size > 5",
-        "DELETE FROM nodes WHERE feed = 1 AND ((idx + 1) << level) > 5",
+        "DELETE FROM tiles WHERE feed = 1",
+        "DELETE FROM nodes WHERE feed = 1",
     )
     assert findings(ledger) == []
     with Store.open(ledger) as store:

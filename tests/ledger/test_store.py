@@ -73,19 +73,67 @@ def twin(tmp_path: Path) -> Iterator[Store]:
 # Appending
 
 
-def test_append_makes_a_signed_chain_with_a_head_for_every_entry(mine: Store) -> None:
+def test_append_makes_a_signed_chain_whose_head_is_signed_when_it_is_asked_for(mine: Store) -> None:
     assert mine.head(COLLECTIVE, MEMBER) is None
     records = grow(mine, 10)
     assert mine.records(COLLECTIVE, MEMBER) == records
     assert [r.entry.header.seq for r in records] == list(range(10))
     assert [r.entry.header.prev for r in records] == [ZERO, *(r.entry.leaf for r in records[:-1])]
     head = mine.head(COLLECTIVE, MEMBER)
+    assert mine.raw_heads(COLLECTIVE, MEMBER) == []
     signed = checkpoint.parse(note(mine))
     assert head is not None
     assert head.leaf == records[-1].entry.leaf
     assert (head.size, head.root) == (signed.size, signed.root)
     assert signed.root == root_of([bytes.fromhex(r.entry.leaf) for r in records]).hex()
-    assert len(mine.raw_heads(COLLECTIVE, MEMBER)) == 10
+    assert note(mine) == signed.note
+    assert [size for size, _, _ in mine.raw_heads(COLLECTIVE, MEMBER)] == [
+        10
+    ]  # stored before anybody hears of it, once
+
+
+def test_a_head_is_signed_after_256_entries_and_at_the_end_unasked(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "ledger.db") as store:
+        grow(store, 255)
+        assert store.raw_heads(COLLECTIVE, MEMBER) == []
+        grow(store, 2)
+        assert [size for size, _, _ in store.raw_heads(COLLECTIVE, MEMBER)] == [256]
+    with Store.open(tmp_path / "ledger.db") as store:
+        assert [size for size, _, _ in store.raw_heads(COLLECTIVE, MEMBER)] == [256, 257]
+        assert audit.integrity(store, COLLECTIVE) == []
+
+
+def test_a_stop_before_a_head_was_signed_gives_the_same_head_afterwards(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "ledger.db") as store:
+        grow(store, 70)
+        store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        (tmp_path / "killed.db").write_bytes((tmp_path / "ledger.db").read_bytes())
+        said = note(store)
+    with Store.open(tmp_path / "killed.db") as store:
+        assert store.heads(COLLECTIVE) == []  # nothing is signed without the key
+        store.sign_with(KEY, COLLECTIVE)
+        assert note(store) == said
+        grow(store, 1)
+        assert [h.size for h in store.heads(COLLECTIVE)] == [71]
+        assert audit.integrity(store, COLLECTIVE) == []
+
+
+def test_a_full_disk_keeps_the_head_from_being_signed_and_not_the_older_one_from_being_told(mine: Store) -> None:
+    grow(mine, 2)
+    older = note(mine)
+    grow(mine, 1)
+    pages = mine._connection.execute("PRAGMA page_count").fetchone()[0]
+    mine.put_state("filler", bytes(4096 - 200))
+    mine._connection.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+    while True:
+        try:
+            mine.put_state(os.urandom(8).hex(), bytes(100))
+        except StoreFull:
+            break
+    told = note(mine)
+    assert told in {older, checkpoint.make(KEY, COLLECTIVE, MEMBER, 3, mine.head(COLLECTIVE, MEMBER).root).note}  # type: ignore[union-attr]
+    mine._connection.execute("PRAGMA max_page_count = 1000000").fetchall()
+    assert [h.size for h in mine.heads(COLLECTIVE)] == [3]
 
 
 def test_a_feed_goes_on_after_reopening(tmp_path: Path) -> None:
@@ -237,37 +285,45 @@ CHANGES = [
     "UPDATE nodes SET hash = zeroblob(32)",
     "DELETE FROM nodes",
     "INSERT OR REPLACE INTO nodes SELECT feed, level, idx, zeroblob(32) FROM nodes",
+    "INSERT INTO nodes VALUES (1, 6, 9, zeroblob(32))",
     "INSERT INTO nodes VALUES (1, 1, 9, zeroblob(32))",
     "INSERT INTO nodes VALUES (1, 0, 0, zeroblob(32))",
+    "UPDATE tiles SET hashes = zeroblob(4032)",
+    "DELETE FROM tiles",
+    "INSERT OR REPLACE INTO tiles (place, hashes) SELECT place, zeroblob(4032) FROM tiles",
+    "INSERT INTO tiles (place, hashes) SELECT max(place) + 1, zeroblob(4032) FROM tiles",
+    "INSERT INTO tiles (place, hashes) VALUES (1 << 40, zeroblob(32))",
     "INSERT INTO erased VALUES (1, 0)",
     "INSERT INTO erased VALUES (1, 99)",
     "UPDATE entries SET line = x'00'",
-    "UPDATE bodies SET data = x'00'",
+    "UPDATE entries SET data = x'00'",
+    "UPDATE entries SET salt = NULL, data = NULL",
+    "UPDATE entries SET place = place + 1000",
     "UPDATE heads SET root = x'00'",
     "UPDATE feeds SET member = 'x'",
     "UPDATE forks SET proof = x'00'",
     "DELETE FROM entries",
-    "DELETE FROM bodies",
     "DELETE FROM heads",
     "DELETE FROM feeds",
     "DELETE FROM forks",
-    "INSERT OR REPLACE INTO entries SELECT feed, seq, x'00', leaf FROM entries",
-    "REPLACE INTO entries SELECT feed, seq + 1, line, leaf FROM entries",
-    "INSERT INTO entries SELECT feed, max(seq) + 2, line, leaf FROM entries",
-    "INSERT INTO entries VALUES (99, 0, x'00', x'00')",
-    "INSERT OR REPLACE INTO bodies SELECT feed, seq, salt, x'00' FROM bodies",
-    "INSERT INTO bodies VALUES (1, 99, x'00', x'00')",
+    "INSERT OR REPLACE INTO entries (place, line, leaf) SELECT place, x'00', leaf FROM entries",
+    "REPLACE INTO entries (place, line, leaf) SELECT place + 1, line, leaf FROM entries",
+    "INSERT INTO entries (place, line, leaf) SELECT max(place) + 2, line, leaf FROM entries WHERE feed = 1",
+    "INSERT INTO entries (place, line, leaf) VALUES (99 << 40, x'00', x'00')",
+    "INSERT INTO entries (place, line, leaf, data) SELECT max(place) + 1, line, leaf, data FROM entries WHERE feed = 1",
+    "INSERT OR REPLACE INTO entries (place, line, leaf, salt, data) SELECT place, line, leaf, salt, x'00' FROM entries",
     "INSERT OR REPLACE INTO heads SELECT feed, size, x'00', signature FROM heads",
     "INSERT OR REPLACE INTO feeds SELECT id, collective, 'x' FROM feeds",
     "INSERT OR REPLACE INTO feeds SELECT id + 7, collective, member FROM feeds",
     "INSERT OR REPLACE INTO forks SELECT feed, x'00' FROM forks",
-    "INSERT OR IGNORE INTO entries SELECT feed, seq, x'00', leaf FROM entries",
+    "INSERT OR IGNORE INTO entries (place, line, leaf) SELECT place, x'00', leaf FROM entries",
 ]
 
 
 @pytest.mark.parametrize("sql", CHANGES)
 def test_triggers_refuse_to_change_what_was_written(tmp_path: Path, mine: Store, twin: Store, sql: str) -> None:
-    grow(mine, 3)
+    grow(mine, 64)
+    note(mine)
     grow(twin, 3, mark="other")
     with pytest.raises(ForkSeen):
         mine.append_foreign(COLLECTIVE, MEMBER, twin.records(COLLECTIVE, MEMBER), None)

@@ -64,6 +64,7 @@ def test_roots_and_proofs_come_from_disk_however_the_entries_came(
 
 def test_a_batch_has_one_head_and_the_entries_of_single_appends(store: Store, tmp_path: Path) -> None:
     records = store.append_all(KEY, COLLECTIVE, drafts(7), now_ms=3, state={"run": b"1"})
+    assert [head.size for head in store.heads(COLLECTIVE)] == [7]
     assert [size for size, _, _ in store.raw_heads(COLLECTIVE, MEMBER)] == [7]
     assert store.get_state("run") == b"1"
     with Store.open(tmp_path / "single.db") as single:
@@ -99,9 +100,22 @@ def test_a_store_goes_on_from_its_nodes_and_reads_no_leaves(tmp_path: Path) -> N
         assert audit.integrity(store, COLLECTIVE) == []
 
 
+def test_an_older_head_that_the_stored_tree_contradicts_stops_the_node_too(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "ledger.db") as store:
+        store.append_all(KEY, COLLECTIVE, drafts(64), now_ms=0)
+        store.heads(COLLECTIVE)
+        store.append_all(KEY, COLLECTIVE, drafts(3), now_ms=0)
+        store._keys.clear()  # a stop before the head of 67 was signed
+    outside(tmp_path / "ledger.db", "UPDATE nodes SET hash = zeroblob(32)")
+    with Store.open(tmp_path / "ledger.db") as store:
+        store.sign_with(KEY, COLLECTIVE)
+        with pytest.raises(StoreBroken, match=r"not the root that was signed for size 64; run the audit"):
+            store.heads(COLLECTIVE)
+
+
 def outside(path: Path, *statements: str) -> None:
     database = sqlite3.connect(path)
-    for name in ("nodes_update", "nodes_delete"):
+    for name in ("nodes_update", "nodes_delete", "tiles_update", "tiles_delete"):
         database.execute(f"DROP TRIGGER {name}")
     for statement in statements:
         database.execute(statement)
@@ -112,24 +126,34 @@ def outside(path: Path, *statements: str) -> None:
 def test_a_node_does_not_sign_a_root_of_a_damaged_tree(tmp_path: Path) -> None:
     """Else it would convict itself: two heads of one feed that contradict each other."""
     with Store.open(tmp_path / "ledger.db") as store:
-        store.append_all(KEY, COLLECTIVE, drafts(8), now_ms=0)
-    outside(tmp_path / "ledger.db", "UPDATE nodes SET hash = zeroblob(32) WHERE level = 3")
+        store.append_all(KEY, COLLECTIVE, drafts(128), now_ms=0)
+    outside(tmp_path / "ledger.db", "UPDATE nodes SET hash = zeroblob(32) WHERE level = 7")
     with Store.open(tmp_path / "ledger.db") as store:
         with pytest.raises(
-            StoreBroken, match=r"its stored tree has not the root that was signed for size 8; run the audit"
+            StoreBroken, match=r"its stored tree has not the root that was signed for size 128; run the audit"
         ):
             store.append_all(KEY, COLLECTIVE, drafts(1), now_ms=0)
-        assert [(f.code, f.seq) for f in audit.integrity(store, COLLECTIVE)] == [("node-mismatch", 7)]
+        assert [(f.code, f.seq) for f in audit.integrity(store, COLLECTIVE)] == [("node-mismatch", 127)]
 
 
-def test_a_missing_node_is_said_and_not_guessed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("statement", "seq"),
+    [
+        ("DELETE FROM nodes WHERE level = 7 AND idx = 0", 127),
+        ("DELETE FROM nodes WHERE level = 6 AND idx = 3", 255),
+        ("DELETE FROM tiles WHERE number = 2", 191),
+        ("UPDATE tiles SET hashes = substr(hashes, 1, 125 * 32) WHERE number = 2", 191),
+    ],
+)
+def test_a_missing_node_is_said_and_not_guessed(tmp_path: Path, statement: str, seq: int) -> None:
     with Store.open(tmp_path / "ledger.db") as store:
-        store.append_all(KEY, COLLECTIVE, drafts(8), now_ms=0)
-    outside(tmp_path / "ledger.db", "DELETE FROM nodes WHERE level = 2 AND idx = 1")
+        store.append_all(KEY, COLLECTIVE, drafts(256), now_ms=0)
+    outside(tmp_path / "ledger.db", statement)
     with Store.open(tmp_path / "ledger.db", writer=False) as store:
-        with pytest.raises(StoreBroken, match=r"a node is missing; run the audit"):
-            inclusion(0, 8, store.tree(COLLECTIVE, MEMBER).nodes)
-        assert [(f.code, f.seq) for f in audit.integrity(store, COLLECTIVE)] == [("node-mismatch", 7)]
+        for remember in (False, True):
+            with pytest.raises(StoreBroken, match=r"a node is missing; run the audit"):
+                inclusion(128, 256, store.tree(COLLECTIVE, MEMBER, remember=remember).nodes)
+        assert [(f.code, f.seq) for f in audit.integrity(store, COLLECTIVE)] == [("node-mismatch", seq)]
 
 
 def test_a_reader_beside_the_writer_sees_its_new_tree(store: Store, tmp_path: Path) -> None:

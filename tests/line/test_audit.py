@@ -70,7 +70,7 @@ def entry_of(line, event_type, name="clinic"):
 
 CHANGE_LINE = """UPDATE entries SET line = CAST(replace(CAST(line AS TEXT), 'accept', 'object') AS BLOB)
     WHERE feed = (SELECT id FROM feeds WHERE member = ?) AND seq = ?"""
-CHANGE_BODY = """UPDATE bodies SET data = CAST(replace(CAST(data AS TEXT), 'base":-', 'base":-9') AS BLOB)
+CHANGE_BODY = """UPDATE entries SET data = CAST(replace(CAST(data AS TEXT), 'base":-', 'base":-9') AS BLOB)
     WHERE feed = (SELECT id FROM feeds WHERE member = ?) AND seq = ?"""
 REMOVE = "DELETE FROM entries WHERE feed = (SELECT id FROM feeds WHERE member = ?) AND seq = ?"
 

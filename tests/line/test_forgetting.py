@@ -120,7 +120,9 @@ def test_forgetting_on_running_nodes_ends_with_every_holder_clean_and_the_record
     assert result["releases"] == [d.value.number for d in ada.fold().releases if isinstance(d.value, Cut)][:1]
     for node in pair.nodes:
         until(lambda node=node: marked <= left_out(node), 120, what=f"{node.name} decides a release without them")
-        until(lambda node=node: serves(node) == {f"release-{len(node.releases())}"}, what=f"{node.name} serves that alone")
+        until(
+            lambda node=node: serves(node) == {f"release-{len(node.releases())}"}, what=f"{node.name} serves that alone"
+        )
     for secret in (TEXT, PERSON, "canary"):
         assert secret.encode() not in raw(ada)
         assert secret.encode() not in bob.log.read_bytes()

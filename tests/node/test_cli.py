@@ -324,7 +324,8 @@ def test_config_show_hides_api_keys(capsys: pytest.CaptureFixture[str]) -> None:
     answer(capsys, "config", "set", "serve.api_keys", '["secret-key"]')
     shown = answer(capsys, "config", "show")
     assert "secret-key" not in json.dumps(shown)
-    assert shown["serve"] == {"host": "127.0.0.1", "port": 8000, "api_keys": ["***"], "preload": False}
+    assert shown["serve"]["api_keys"] == ["***"]
+    assert shown["serve"]["port"] == 8000
     assert run(["config", "show"]) == 0
     assert 'api_keys = ["***"]' in capsys.readouterr().out
 

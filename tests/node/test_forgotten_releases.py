@@ -20,6 +20,7 @@ from node.collective import judging
 from node.collective.council import Council
 from node.collective.replay import Model, completed
 from node.collective.seat import now_ms
+from node.errors import UnknownModel
 from node.serving.models import Serving
 from node.serving.shelf import Holdings, Shelf
 from protocol.ids import Digest, EventId, digest
@@ -122,8 +123,14 @@ def test_a_contribution_that_waits_is_left_out_too_and_asks_for_no_release(table
     [
         (lambda cut, _: replace(cut, excluded=(), last=cut.last), "erasure-ignored"),
         (lambda cut, x: replace(cut, excluded=(replace(x["own"], evidence=()),)), "exclusion-without-evidence"),
-        (lambda cut, x: replace(cut, excluded=(replace(x["own"], evidence=(x["bob"],)),)), "exclusion-without-evidence"),
-        (lambda cut, x: replace(cut, excluded=(replace(x["own"], evidence=(x["late"],)),)), "exclusion-without-evidence"),
+        (
+            lambda cut, x: replace(cut, excluded=(replace(x["own"], evidence=(x["bob"],)),)),
+            "exclusion-without-evidence",
+        ),
+        (
+            lambda cut, x: replace(cut, excluded=(replace(x["own"], evidence=(x["late"],)),)),
+            "exclusion-without-evidence",
+        ),
         (
             lambda cut, x: replace(cut, excluded=(replace(x["own"], evidence=tuple(sorted((x["bob"], x["ada"])))),)),
             "exclusion-without-evidence",
@@ -236,6 +243,9 @@ def test_a_node_leaves_it_out_of_its_view_at_once_and_of_what_it_serves_with_the
     first, second = (d.digest for d in bob.fold.releases)
     told = [("model.served", first), ("model.served", second), ("model.withdrawn", first)]
     assert said(bob) == told
+    with pytest.raises(UnknownModel):
+        serving.find(first)
+    assert serving.find("latest").digest == second
     bob.sit()
     assert serves(bob, *shelf_of(bob)) == ({"release-2"}, 0.0), "nor after a restart"
     assert said(bob) == told

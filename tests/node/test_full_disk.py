@@ -57,7 +57,7 @@ def stuff(seat: Seat) -> None:
     """No further page, and no free place inside the pages for even the smallest entry."""
     pages = seat.store._connection.execute("PRAGMA page_count").fetchone()[0]
     seat.store._connection.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(StoreFull):
+    with pytest.raises(StoreFull):  # noqa: PT012
         while True:
             seat.append(events.NodeAlive())
 
@@ -129,7 +129,9 @@ def test_what_a_failed_append_would_have_named_as_seen_the_next_one_names(table:
     table.deliver()
     ada.store._connection.execute("PRAGMA max_page_count = 1")
     with pytest.raises(StoreFull):
-        ada.seat.append(events.NodeStarted(versions={f"part {n}": "x" * 50 for n in range(200)}, fork_risk_accepted=False))
+        ada.seat.append(
+            events.NodeStarted(versions={f"part {n}": "x" * 50 for n in range(200)}, fork_risk_accepted=False)
+        )
     make_room(ada.store)
     record = ada.seat.append(events.NodeAlive())
     assert (bob.id, bob.fold.sizes[bob.id] - 1) in {(s.member, s.seq) for s in record.entry.header.seen}

@@ -45,8 +45,9 @@ def test_what_is_appended_is_durable_before_anybody_hears_of_it(table: Table) ->
 
     def listener(member: MemberId) -> None:
         with Store.open(ada.home.ledger_db, writer=False) as other:
-            (head,) = other.heads(table.collective, ada.id)
-            heard.append((member, head.size, len(other.records(table.collective, ada.id)), ada.fold.sizes[ada.id]))
+            stored = other.head(table.collective, ada.id)
+            assert stored is not None
+            heard.append((member, stored.size, len(other.records(table.collective, ada.id)), ada.fold.sizes[ada.id]))
 
     ada.seat.listen(listener)
     record = ada.seat.append(started(), state={"mark": b"7"})

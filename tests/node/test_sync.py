@@ -15,6 +15,7 @@ import pytest
 from peers import COLLECTIVE, Node, homes, live, swarm_of, until
 
 from ledger import checkpoint, entry
+from ledger.collective import Collective
 from ledger.errors import FeedBehind, FeedFrozen
 from ledger.store import Store
 from node.errors import BlobTooLarge, PeerRefused, PeerUnreachable, StreamEnded
@@ -139,6 +140,33 @@ async def test_stranger_gets_only_the_checkpoint(tmp_path):
             a.members.add(stranger.member)  # an amendment later
             assert len((await asker.page(peer, one.member, 0)).records) == 1
             assert not a.sync.asking()
+    feed.close()
+
+
+@live
+async def test_who_holds_only_a_transport_key_that_was_replaced_is_nobody(tmp_path):
+    """The newest binding in a member's feed counts; a key that the feed has never named may be the next one."""
+    one, old, next_ = homes(tmp_path, "abc")
+    statements = [binding.make(old.key, each.transport) for each in (old, next_)]
+    fold, feed = Collective(COLLECTIVE), Store.open(tmp_path / "feed.db")
+    async with Node(one, [one, old], outdated=fold.outdated) as a:
+        a.append(secret=1)
+        for home, statement, others in ((old, statements[0], []), (next_, statements[1], [statements[0]])):
+            async with swarm_of(home) as x:
+                asker = Asker(x.swarm, COLLECTIVE, binding.verify(statement))
+                peer = await x.swarm.dial(a.address)
+                assert len((await asker.page(peer, one.member, 0)).records) == 1, "before the feed says anything"
+                for each in [*others, statement]:
+                    body = {"binding": each}
+                    fold.apply(feed.append(old.key, COLLECTIVE, "peer.bound", body, now_ms=0, salt=bytes(16)))
+                assert len((await asker.page(peer, one.member, 0)).records) == 1
+        async with swarm_of(old) as thief:
+            asker = Asker(thief.swarm, COLLECTIVE, binding.verify(statements[0]))
+            peer = await thief.swarm.dial(a.address)
+            for ask in (asker.heads(peer), asker.page(peer, one.member, 0)):
+                with pytest.raises(PeerRefused, match="outdated-peer"):
+                    await ask
+    assert not fold.flaws
     feed.close()
 
 

@@ -14,8 +14,9 @@ import functools
 import hashlib
 import json
 import math
+import mmap
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ from torch import Tensor
 from contrib.adapters import AdapterSpec, Vector, frozen_a, layout_of
 from contrib.errors import BadAdapter, BadModel
 from contrib.merging import model_digest
+from contrib.weights import Tensor as TensorAt
 from contrib.weights import read_header, read_json
 from node.errors import BadVector
 from node.serving.engine.model import ModelShape, Site
 
 _MAX_RANK = 1024
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 _REFUSED = (
     "use_dora",
@@ -92,7 +95,7 @@ def from_vector(
     present = _present(shape, frozenset(parts))
     shared = _shared_a(spec, shape, dtype, frozenset(parts))
     blob, sites = _block(shape, present, spec.rank, dtype, shared)
-    _fill_b(shape, sites, lambda path: parts[path] * spec.scale if path in parts else None)
+    _fill_b(shape, sites, parts.get, lambda _path: spec.scale)
     return _checked(HostAdapter(digest=digest or model_digest(vector), rank=spec.rank, sites=sites, blob=blob))
 
 
@@ -107,11 +110,11 @@ def from_peft(folder: Path, shape: ModelShape, dtype: torch.dtype, *, digest: st
         weights = folder / "adapter_model.safetensors"
         if not weights.is_file():
             raise BadAdapter(f"couldn't load adapter: {folder.name} has no adapter_model.safetensors")
-        read_header(weights)  # checks the length before anything is believed
+        header = read_header(weights)  # checks the length before anything is believed
     except BadModel as e:
         raise BadAdapter(f"couldn't load adapter: {e}") from e
     _check_kind(config)
-    matrices, base = _read_matrices(weights)
+    matrices, base = _read_matrices(weights, header)
     if shape.base and base and base != shape.base:
         raise BadAdapter(f"couldn't load adapter: it was made for base {base[:12]}..., not {shape.base[:12]}...")
     known = {path: (site.width, out) for site in shape.sites for path, out in _paths(site)}
@@ -126,16 +129,16 @@ def from_peft(folder: Path, shape: ModelShape, dtype: torch.dtype, *, digest: st
         raise BadAdapter("couldn't load adapter: it adapts no module")
     rank = max(matrices[path, "A"].shape[0] for path in modules)  # smaller ones (rank_pattern) end in zeros
 
-    def read_b(path: str) -> Tensor | None:
-        b = matrices.get((path, "B"))
-        return None if b is None else b.float() * _scale(config, path, b.shape[1])
+    def scale(path: str) -> float:
+        return _scale(config, path, matrices[path, "A"].shape[0]) if (path, "A") in matrices else 1.0
 
     blob, sites = _block(shape, _present(shape, frozenset(modules)), rank, dtype, None)
     _fill_a(shape, sites, rank, lambda path: matrices.get((path, "A")))
-    _fill_b(shape, sites, read_b)
+    _fill_b(shape, sites, lambda path: matrices.get((path, "B")), scale)
     return _checked(HostAdapter(digest=digest or _digest_of(config, weights), rank=rank, sites=sites, blob=blob))
 
 
+Scale = Callable[[str], float]  # of a module's path
 Present = Mapping[str, tuple[int, ...]]  # site -> places of its adapted parts
 
 
@@ -193,23 +196,36 @@ def _fill_a(shape: ModelShape, sites: Mapping[str, Pair], rank: int, read: Calla
     for site in shape.sites:
         pair = sites.get(site.name)
         for place, j in enumerate(pair.parts if pair else ()):
-            for number in range(site.layers):
-                if pair and (a := read(site.parts[j].format(number))) is not None:
-                    pair.a[number, place * rank : place * rank + len(a)] = a
+            if pair:
+                found = [read(site.parts[j].format(number)) for number in range(site.layers)]
+                _copy(pair.a[:, place * rank : (place + 1) * rank], found)
 
 
-def _fill_b(shape: ModelShape, sites: Mapping[str, Pair], read: Callable[[str], Tensor | None]) -> None:
+def _fill_b(shape: ModelShape, sites: Mapping[str, Pair], read: Callable[[str], Tensor | None], scale: Scale) -> None:
     for site in shape.sites:
         pair, column = sites.get(site.name), 0
         for j in pair.parts if pair else ():
-            for number in range(site.layers):
-                if pair and (b := read(site.parts[j].format(number))) is not None:  # [out, rank]
-                    pair.b[number, : b.shape[1], column : column + site.outs[j]] = b.T
+            if pair:
+                paths = [site.parts[j].format(number) for number in range(site.layers)]
+                room = pair.b[:, :, column : column + site.outs[j]].transpose(1, 2)  # [layers, out, rank]
+                _copy(room, [read(path) for path in paths], [scale(path) for path in paths])
             column += site.outs[j]
 
 
+def _copy(room: Tensor, parts: Sequence[Tensor | None], scales: Sequence[float] = (1.0,)) -> None:
+    """Scale matrices in float32 into the layers of `room`; those of all layers at once where they are alike."""
+    whole = [part for part in parts if part is not None]
+    if len(whole) == len(room) and len(set(scales)) == 1 and all(part.shape == room.shape[1:] for part in whole):
+        stacked = torch.stack(whole).float()
+        room.copy_(stacked if scales[0] == 1.0 else stacked.mul_(scales[0]))
+        return
+    for number, part in enumerate(parts):
+        if part is not None:  # of a smaller rank (PEFT's rank_pattern): the rest stays zero
+            room[number, : part.shape[0], : part.shape[1]] = part.float() * scales[number % len(scales)]
+
+
 def _checked(adapter: HostAdapter) -> HostAdapter:
-    if not bool(torch.isfinite(adapter.blob).all()):
+    if not all(bool(torch.isfinite(end)) for end in torch.aminmax(adapter.blob)):  # both are NaN when one number is
         raise BadAdapter("couldn't load adapter: it holds infinities, NaN, or numbers too large for the base's type")
     return adapter
 
@@ -255,7 +271,7 @@ def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _read_matrices(weights: Path) -> tuple[dict[tuple[str, str], Tensor], str]:
+def _read_matrices(weights: Path, header: Sequence[TensorAt]) -> tuple[dict[tuple[str, str], Tensor], str]:
     """All matrices by (module path, "A" or "B"), and the base's digest where the file names it."""
     from safetensors import SafetensorError, safe_open
 
@@ -263,13 +279,21 @@ def _read_matrices(weights: Path) -> tuple[dict[tuple[str, str], Tensor], str]:
     try:
         with safe_open(weights, framework="pt") as opened:
             base = (opened.metadata() or {}).get("fishernet.base", "")
-            for key in opened.keys():  # noqa: SIM118  (not a mapping)
-                match = _KEY.fullmatch(key)
-                if match is None:
-                    raise BadAdapter(f"couldn't load adapter: tensor {key} is no A or B of a linear module")
-                matrices[match[1], match[2]] = opened.get_tensor(key)
-    except (SafetensorError, OSError) as e:
+        with weights.open("rb") as stream:
+            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (SafetensorError, OSError, ValueError) as e:
         raise BadAdapter(f"couldn't load adapter: {weights.name} is damaged: {e}") from e
+    for tensor in header:
+        match = _KEY.fullmatch(tensor.name)
+        if match is None:
+            raise BadAdapter(f"couldn't load adapter: tensor {tensor.name} is no A or B of a linear module")
+        if tensor.dtype not in _TYPES or not tensor.length:
+            raise BadAdapter(f"couldn't load adapter: {tensor.name} has type {tensor.dtype}, or no numbers")
+        if tensor.start + tensor.length > len(content):
+            raise BadAdapter(f"couldn't load adapter: {weights.name} changed while it was read; try again")
+        dtype = _TYPES[tensor.dtype]
+        flat = torch.frombuffer(content, dtype=dtype, offset=tensor.start, count=tensor.length // dtype.itemsize)
+        matrices[match[1], match[2]] = flat.view(tensor.shape)
     return matrices, base
 
 

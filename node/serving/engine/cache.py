@@ -31,6 +31,7 @@ class Row:
     ids: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)  # of its full pages, first to last
+    sound: bool = True  # False: a step failed, so the content of its last pages is unknown
 
     @property
     def length(self) -> int:
@@ -80,7 +81,7 @@ class Pages:
 
     def publish(self, row: Row) -> None:
         """Let later rows find the pages that this row has filled; called once their content is computed."""
-        for number in range(len(row.keys), row.length // PAGE):
+        for number in range(len(row.keys), row.length // PAGE if row.sound else 0):
             key = self._key_of(row, row.ids[number * PAGE : (number + 1) * PAGE])
             row.keys.append(key)
             if key not in self._page:  # else another row computed the same: its page is the one that is found

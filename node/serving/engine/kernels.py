@@ -33,7 +33,8 @@ from node.serving.engine.ops import Batch
 from node.serving.engine.pool import Pool
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-OPTIONS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
+SOURCES = (SOURCE, *(SOURCE.with_name(name) for name in ("vectors.h", "linear.h", "attend.h", "bgmv.h")))
+OPTIONS = ("-O2", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 BUILD_SECONDS = 300
 PAD = 32  # elements; what a row of inputs is rounded up to
 TALL = 32  # tokens; room for inputs is rounded up to
@@ -146,7 +147,8 @@ def build(folder: Path, *, compiler: str | None = None) -> Path:
     """
     compiler = compiler or os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "c++"
     asked = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
-    stamp = hashlib.sha256("\0".join([SOURCE.read_text(), *OPTIONS, asked.stdout, _processor()]).encode())
+    texts = [source.read_text() for source in SOURCES]
+    stamp = hashlib.sha256("\0".join([*texts, *OPTIONS, asked.stdout, _processor()]).encode())
     target = folder / f"kernels-{stamp.hexdigest()[:24]}.so"
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -253,7 +255,7 @@ class NativePass:
         storage: Storage,
         pool: Pool,
     ) -> None:
-        self.name: str = library.instructions
+        self.name = str(library.instructions)
         self._library, self._config, self._pool = library, config, pool
         self._embedding = weights.embedding
         self._bf16 = weights.embedding.dtype == torch.bfloat16

@@ -100,7 +100,7 @@ class Engine:
 
     def register(self, number: int, lane: Lane, source: Source, done: Callable[[], None]) -> None:
         """Bring a version into memory, then call `done`; an error is reported for `number`."""
-        self.post(partial(self._registering.append, (number, lane, source, done)))
+        self.post(lambda: self._registering.append((number, lane, source, done)))
 
     def drop(self, version: str) -> None:
         """Forget a version as soon as nothing uses it."""
@@ -122,7 +122,8 @@ class Engine:
 
     def _make(self, base: Base) -> Lane:
         """A lane that has read a prompt and written a token."""
-        text = Text(base.folder)
+        before = self._lanes[0][0].text if self._lanes else None
+        text = (before and before.moved(base.folder)) or Text(base.folder)
         limits, settings = self._settings.limits, self._settings
         runner: Any = open_runner(
             base.folder,
@@ -238,7 +239,8 @@ class Engine:
         found: dict[str, Any] = {}
         for lane, _ in self._lanes:
             _add(found, lane.stats())
-        return {**found, "bases": len(self._lanes)}
+        kernels = getattr(self._lanes[0][0].runner, "kernels", "") if self._lanes else ""
+        return {**found, "bases": len(self._lanes), "kernels": kernels}
 
 
 def _nothing() -> None:

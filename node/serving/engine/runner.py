@@ -156,11 +156,16 @@ class LlamaRunner:
                 raise ContextTooLong(
                     f"couldn't answer: the model reads at most {self.context} tokens", limit=self.context
                 )
+        rows = [self._rows[item.row] for item in work]
+        before = [row.sound for row in rows]
+        for row in rows:
+            row.sound = False  # until the pass is over
         with torch.inference_mode():
             batch = self._batch(work)
             hidden = self._pass.hidden(batch)
-            for item in work:
-                self._pages.publish(self._rows[item.row])
+            for row, sound in zip(rows, before, strict=True):
+                row.sound = sound
+                self._pages.publish(row)
             return self._results(work, batch, hidden)
 
     def embed(self, ids: Sequence[int]) -> Tensor:

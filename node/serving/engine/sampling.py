@@ -162,19 +162,16 @@ def _least(chances: torch.Tensor, values: torch.Tensor, sampling: Sampling) -> f
         sums = values.double().cumsum(-1)
         limited = least > 0 or len(values) == len(chances)
         aim = sampling.top_p * (float(sums[-1]) if limited else 1.0)  # what the first cut left counts as everything
-        if float(sums[-1]) >= aim:
-            least = float(values[int((sums < aim).sum())])
-        else:
-            least = _nucleus(chances, aim)
+        enough = float(sums[-1]) >= aim
+        least = float(values[int((sums < aim).sum())]) if enough else _nucleus(chances, aim)
     return max(least, sampling.min_p * float(chances.max())) if sampling.min_p else least
 
 
 def _nucleus(chances: torch.Tensor, aim: float) -> float:
     """The greatest probability such that all tokens with at least as much hold `aim` together; 0 when all hold less."""
-    if chances.is_cuda:
-        ordered = chances.sort(descending=True)[0]
-    else:
-        ordered = torch.from_numpy(np.sort(chances.numpy())).flip(0)  # ten times as fast as torch's on a CPU
+    # NumPy's sort is ten times as fast as torch's on a CPU.
+    on_cpu = chances.device.type == "cpu"
+    ordered = torch.from_numpy(np.sort(chances.numpy())).flip(0) if on_cpu else chances.sort(descending=True)[0]
     sums = ordered.double().cumsum(-1)
     return float(ordered[int((sums < aim).sum())]) if float(sums[-1]) >= aim else 0.0
 

@@ -8,9 +8,10 @@ exactly as training did.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,10 @@ from node.ports import Chat, Prompt, Tokens
 from protocol.errors import Refused
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # how byte-fallback vocabularies spell a byte
+_READ = (  # the files that a tokenizer, its template and its end tokens come from
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("config.json", "generation_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt"),
+)
 _SPACE = "\u2581"  # how they spell a space
 
 
@@ -36,6 +41,7 @@ class Text:
         Raises:
             JobRefused: a file is missing or damaged, or the tokenizer names no end token (reason "wrong-model").
         """
+        self.folder, self.content = folder, content_of(folder)
         try:
             files = read(folder)
             self.codec = files.codec()
@@ -46,11 +52,24 @@ class Text:
             raise JobRefused(str(e), reason="wrong-model") from e
         except (KeyError, TypeError, ValueError) as e:
             raise JobRefused(f"couldn't read the config in {folder}: {e}", reason="wrong-model") from e
-        self.folder, self._tokenizer = folder, files.tokenizer
+        self._tokenizer = files.tokenizer
         self.bos, self.eos = files.id_of("bos_token"), self.codec.eos
-        self._decoder = json.loads(self._tokenizer.to_str()).get("decoder") or {}
+        decoder = self._tokenizer.decoder
+        self._kinds = "" if decoder is None else decoder.__getstate__().decode()  # its JSON
         self._added = {number: token.content for number, token in self._tokenizer.get_added_tokens_decoder().items()}
         self._texts: dict[int, tuple[str, bytes]] = {}
+
+    def moved(self, folder: Path) -> Text | None:
+        """The same text by the equal files of another folder, None when they are not equal.
+
+        Reading a tokenizer holds up all threads of the process for the time of several steps; a new version of a base most
+        often has the tokenizer of the one before.
+        """
+        if content_of(folder) != self.content:
+            return None
+        found = copy(self)
+        found.folder = folder
+        return found
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, a conversation (by the model's own chat template) or given ids; never none.
@@ -94,7 +113,7 @@ class Text:
         piece = self._tokenizer.id_to_token(token)
         if piece is None:
             return b""  # the model's table is longer than the tokenizer's
-        kinds = json.dumps(self._decoder)
+        kinds = self._kinds
         if '"ByteLevel"' in kinds:
             return b"".join(bytes([_BYTES[letter]]) if letter in _BYTES else letter.encode() for letter in piece)
         if '"ByteFallback"' in kinds and (byte := _BYTE_TOKEN.fullmatch(piece)):
@@ -102,6 +121,15 @@ class Text:
         if _SPACE in piece and ('"Metaspace"' in kinds or '"Replace"' in kinds):
             return piece.replace(_SPACE, " ").encode()
         return str(self._tokenizer.decode([token], skip_special_tokens=False)).encode() or piece.encode()
+
+
+def content_of(folder: Path) -> str:
+    """A digest of all that `Text` reads."""
+    state = hashlib.sha256()
+    for name in _READ:
+        data = (folder / name).read_bytes() if (folder / name).is_file() else b""
+        state.update(f"{name}\0{len(data)}\0".encode() + data)
+    return state.hexdigest()
 
 
 def _ends(folder: Path, eos: int) -> frozenset[int]:

@@ -21,7 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from node.errors import AddressError
 from node.http import Address, listen, run_server
 from node.serving import api_answers as shapes
-from node.serving.api import create_app
+from node.serving.access_log import AccessLog
+from node.serving.api import Keys, create_app
+from node.serving.keys import KeyFile, made
 from node.serving.models import Serving
 from protocol.ids import Digest
 from tests.support.live_engine import BASE, HEAD, Live, make_serving, serve
@@ -250,7 +252,7 @@ def test_logprobs_of_a_chat_have_openais_shape(live: Live, client: openai.OpenAI
     assert logprobs.content is not None
     for token in logprobs.content:
         assert token.bytes == list(token.token.encode())
-        assert [top.token for top in token.top_logprobs][0] == token.token
+        assert next(top.token for top in token.top_logprobs) == token.token
         assert len(token.top_logprobs) == 3
     plain = client.chat.completions.create(**asked)
     assert plain.choices[0].logprobs is None
@@ -524,6 +526,82 @@ def test_health_is_life_and_ready_says_what_is_missing(live: Live) -> None:
     found = httpx.get(f"{url}/ready")
     assert (found.status_code, found.json()["ready"], found.json()["missing"]) == (200, {"engine": True}, [])
     assert found.json()["head"] == HEAD
+
+
+# -- keys ------------------------------------------------------------------------------------------------------------
+def test_keys_of_the_configuration_are_asked_for(live: Live) -> None:
+    with served(live, live.serving, api_keys=("sesame", "other")) as port:
+        url = f"http://127.0.0.1:{port}"
+        assert httpx.get(f"{url}/health").status_code == httpx.get(f"{url}/ready").status_code == 200
+        for headers in ({}, {"authorization": "Bearer sesam"}, {"authorization": "Basic sesame"}):
+            for path in ("/v1/models", "/v1/models/base", "/metrics"):
+                refused = httpx.get(f"{url}{path}", headers=headers)
+                assert refused.status_code == 401
+                assert refused.json()["error"]["code"] == "invalid_api_key"
+                assert refused.headers["www-authenticate"] == "Bearer"
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="sesame", max_retries=0) as client:
+            assert next(iter(client.models.list())).id == "base"
+
+
+def test_key_reaches_as_far_as_it_says_and_every_decision_is_counted(
+    live: Live, release: Digest, tmp_path: Path
+) -> None:
+    file, revoked = KeyFile(tmp_path / "api.json"), set[str]()
+    counts = AccessLog(lambda: 1)
+
+    def judge(grants: tuple[str, ...], purpose: str, now: int) -> tuple[str, ...]:
+        return ("revoked",) if revoked & set(grants) else ()
+
+    narrow, secret = made(now=1, models=("release-*",), purposes=("triage", "billing"), grants=("aa" * 32,))
+    file.add(narrow)
+    asked = {"model": "latest", "prompt": PROMPT, "max_tokens": 2, "temperature": 0}
+    bearer = {"authorization": f"Bearer {secret}"}
+    with (
+        served(live, live.serving, keys=Keys(file=file, judge=judge, log=counts)) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=bearer, timeout=60) as http_,
+    ):
+        assert http_.post("/v1/completions", json=asked, headers={"x-fishernet-purpose": "billing"}).status_code == 200
+        assert "data: [DONE]" in http_.post("/v1/completions", json={**asked, "stream": True}).text
+        denied = http_.post("/v1/completions", json={**asked, "model": "base"})
+        assert (denied.status_code, denied.json()["error"]["code"]) == (403, "model")
+        assert denied.json()["error"]["type"] == "permission_error"
+        assert http_.post("/v1/embeddings", json={"model": "base", "input": "a"}).status_code == 403
+        assert [model["id"] for model in http_.get("/v1/models").json()["data"]] == ["release-7"]
+        assert http_.get("/v1/models/base").status_code == 404
+        unknown = http_.post("/v1/completions", json={**asked, "model": "bases"}).json()["error"]
+        assert unknown["code"] == "model_not_found"
+        assert "did you mean base" not in unknown["message"]
+        other = http_.post("/v1/completions", json=asked, headers={"x-fishernet-purpose": "research"})
+        assert (other.status_code, other.json()["error"]["code"]) == (403, "purpose")
+        revoked.add("aa" * 32)
+        ended = http_.post("/v1/completions", json=asked)
+        assert (ended.status_code, ended.json()["error"]["code"]) == (403, "revoked")
+        file.revoke(narrow.id, 1)
+        assert http_.post("/v1/completions", json=asked).status_code == 401
+    written: list[Any] = []
+    counts.write(written.append)
+    found = {(s.purpose, s.model, s.reason): (s.requests, s.answer_tokens) for s in written[0].served}
+    assert found == {
+        ("billing", release, ""): (1, 2),
+        ("triage", release, ""): (1, 2),
+        ("triage", BASE, "model"): (2, 0),
+        ("research", release, "purpose"): (1, 0),
+        ("triage", release, "revoked"): (1, 0),
+    }
+    assert PROMPT not in json.dumps(written[0].to_json())
+
+
+def test_rate_of_a_key_is_a_reason_to_come_back(live: Live, tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "api.json")
+    slow, secret = made(now=1, requests_per_minute=1)
+    file.add(slow)
+    with served(live, live.serving, keys=Keys(file=file)) as port:
+        url, headers = f"http://127.0.0.1:{port}/v1/completions", {"authorization": f"Bearer {secret}"}
+        asked = {"model": "base", "prompt": "a", "max_tokens": 1}
+        assert httpx.post(url, json=asked, headers=headers, timeout=60).status_code == 200
+        late = httpx.post(url, json=asked, headers=headers, timeout=60)
+        assert (late.status_code, late.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert 0 < int(late.headers["retry-after"]) <= 60
 
 
 # -- connections -----------------------------------------------------------------------------------------------------

@@ -161,8 +161,8 @@ def test_bad_vector_files_are_refused_with_the_reason_and_the_engine_goes_on(liv
     for name, reason in (*((n, r) for n, (_, r) in files.items()), ("cut", "couldn't read"), ("missing", "missing")):
         with pytest.raises(BadVector, match=reason):
             ask(live, vector=str(tmp_path / f"{name}.npy"))
+        job = {"job": "register", "vector": str(tmp_path / f"{name}.npy")}
         with pytest.raises(BadVector, match=reason):
-            job = {"job": "register", "vector": str(tmp_path / f"{name}.npy")}
             live.loop.run(live.serving.child.request(job, timeout=60))
     assert ask(live)[1]["event"] == "done"
 

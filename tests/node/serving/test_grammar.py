@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,10 @@ def sampled(words: Text, schema: str, rows: int) -> list[tuple[str, bool]]:
         ):
             assert not one.fault, one
             ended = one.token in words.ends
-            text = text if ended else [*text, one.token]
-            work[row] = (sampler, [one.token], text)
+            said = text if ended else [*text, one.token]
+            work[row] = (sampler, [one.token], said)
             if ended or sampler.grammar.finished:
-                done.append((words.decode(text), True))
+                done.append((words.decode(said), True))
                 del work[row]
         if not work:
             break
@@ -202,10 +203,8 @@ def test_schema_that_cannot_be_kept_is_refused_with_the_reason(schema: str, said
 def test_no_schema_holds_the_engine(schema: dict[str, Any]) -> None:
     since = time.thread_time()
     sampler = None
-    try:
+    with suppress(JobRefused):
         sampler = Sampler(Sampling(temperature=1.0), 0, 1, Grammar.for_json(json.dumps(schema), TOKENIZER, [256]))
-    except JobRefused as e:
-        assert e.reason == "bad_schema"
     assert time.thread_time() - since < 2
     since = time.thread_time()
     for _ in range(20 if sampler else 0):

@@ -397,8 +397,8 @@ def test_failing_step_ends_its_requests_and_not_the_engine(bench: Bench, capsys:
     bench.run(found[0])
     bench.lane.runner.step = real
     assert isinstance(found[0].error, RuntimeError)
-    assert bench.lane.stats()["rows_busy"] == len([h for h in found if not h.over])
     bench.run()
+    assert bench.lane.stats()["rows_busy"] == 0
     assert bench.answer()
     assert "out of device memory" in capsys.readouterr().err
     assert not isinstance(found[0].error, JobRefused)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_lm_eval_measures_what_the_model_says(live: Live, tmp_path: Path) -> Non
         capture_output=True,
         text=True,
         timeout=600,
-        env={**__import__("os").environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)},
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     (results,) = (tmp_path / "out").rglob("results_*.json")

@@ -194,6 +194,15 @@ def test_every_job_ends_once_whatever_it_is(process: Process, tmp_path: Path) ->
     assert [event["index"] for event in process.events(jobs[7])[:-1]] == [0, 1, 2]
 
 
+def test_register_that_comes_while_others_are_looked_at_is_not_lost(process: Process, tmp_path: Path) -> None:
+    """The soak found it: the job was added to a list that the engine had just replaced, and its client waited for ever."""
+    first = process.send(job="register", **adapter(tmp_path, 3))
+    process.engine.turn()
+    second = process.send(job="register", **adapter(tmp_path, 4))
+    process.engine._register(process.now)
+    assert [done["event"] for done in process.wait(first, second)] == ["done", "done"]
+
+
 def test_engine_without_a_model_says_so_and_ends_with_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 

@@ -31,9 +31,9 @@ RULES = {"best_of", "max_tokens", "prompt", "stream_options", "timeout", "top_lo
 """Fields with rules that join several of them, or that only the engine knows: the document tells them in words."""
 ENGINES = {"bad_schema", "bad_tokens", "context_length_exceeded"}
 OPERATIONS = [
-    ("POST", "/v1/completions", 30),
-    ("POST", "/v1/chat/completions", 30),
-    ("POST", "/v1/embeddings", 15),
+    ("POST", "/v1/completions", 20),
+    ("POST", "/v1/chat/completions", 15),
+    ("POST", "/v1/embeddings", 8),
     ("GET", "/v1/models", 3),
     ("GET", "/v1/models/{name}", 8),
     ("GET", "/health", 1),

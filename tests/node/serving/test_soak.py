@@ -18,7 +18,9 @@ def test_engine_at_full_load_loses_nothing_and_keeps_its_memory(tmp_path: Path) 
     root = Path(__file__).resolve().parents[3]
     minutes = os.environ.get("FISHERNET_SOAK_MINUTES", "2")
     command = [sys.executable, "benchmarks/bench_soak.py", "--minutes", minutes, "--json", str(tmp_path / "soak.json")]
-    done = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     figures = {each["id"]: each["value"] for each in json.loads((tmp_path / "soak.json").read_text())}
     assert figures["asked"] > 100

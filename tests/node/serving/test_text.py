@@ -210,3 +210,16 @@ def test_text_loads_neither_transformers_nor_torch() -> None:
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=root)
     assert done.returncode == 0, done.stderr
+
+
+def test_text_of_equal_files_is_shared_and_of_others_is_not(tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tiny_folder(), tmp_path / "copy")
+    shared = TINY.moved(tmp_path / "copy")
+    assert shared is not None
+    assert shared.folder == tmp_path / "copy"
+    assert shared.encode("a") == TINY.encode("a")
+    (tmp_path / "copy" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert TINY.moved(tmp_path / "copy") is None
+    assert TINY.moved(tmp_path / "nowhere") is None
