@@ -23,7 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -115,14 +115,8 @@ class Worker:
 
 
 def libraries() -> dict[str, str]:
-    """Versions of what computes the numbers, for a contribution's card."""
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    """Versions of what computes the numbers, for a contribution's card: of these, what a model made this process import."""
+    return {name: version(name) for name in _LIBRARIES if name in sys.modules}
 
 
 def _fault(error: Exception) -> str:

@@ -307,7 +307,9 @@ class Daemon:
                     self.seat.pause(reason)
             try:
                 fresh = await self.shelf.update() if self.shelf is not None else []
-            except Retry as e:  # the disk is full, the engine was lost: it is served later
+            except FishernetError as e:  # the disk is full, the engine was lost: it is served later
+                if isinstance(e, Fatal):
+                    raise
                 log.warning("event=not-served code=%s cause=%s", e.code, e)
                 await asyncio.sleep(_RETRY_SERVE_S)
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,10 +29,12 @@ _HELP = """\
 @click.option("--api-key", metavar="KEY", help="Bearer key.  [default: $FISHERNET_API_KEY]")
 @click.option("--system", default="", metavar="TEXT", help="The system message.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="The longest answer.")
+@click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="0 takes the likeliest token each time.")
+@click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer.")
 @click.argument("question", nargs=-1)
 @accepts_common
 def chat(
-    url: str | None, model: str, api_key: str | None, system: str, max_tokens: int | None, question: tuple[str, ...]
+    url: str | None, model: str, api_key: str | None, system: str, question: tuple[str, ...], **settings: float | None
 ) -> int:
     """Talk to a served model. With a QUESTION, or text on stdin, one answer is written and that is all.
 
@@ -42,7 +44,8 @@ def chat(
 
     invocation = here()
     server = client.Server(url=url or _running(), api_key=api_key or os.environ.get("FISHERNET_API_KEY", ""))
-    talk = Talk(server=server, model=model or _default(server), system=system, max_tokens=max_tokens)
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    talk = Talk(server=server, model=model or _default(server), system=system, settings=chosen)
     if question or invocation.json or not sys.stdin.isatty():
         text = " ".join(question) or sys.stdin.read().strip()
         if not text:
@@ -62,7 +65,7 @@ class Talk:
     server: Server
     model: str
     system: str = ""
-    max_tokens: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)  # further fields of each request
     history: list[dict[str, str]] = field(default_factory=list)
 
     def ask(self, text: str, *, show: object) -> Answer:
@@ -76,7 +79,7 @@ class Talk:
 
         question = {"role": "user", "content": text}
         first = [{"role": "system", "content": self.system}] if self.system else []
-        with client.ask(self.server, self.model, [*first, *self.history, question], max_tokens=self.max_tokens) as (
+        with client.ask(self.server, self.model, [*first, *self.history, question], settings=self.settings) as (
             answer,
             pieces,
         ):

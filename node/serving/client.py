@@ -62,18 +62,16 @@ def models(server: Server) -> list[str]:
 
 @contextlib.contextmanager
 def ask(
-    server: Server, model: str, messages: Sequence[Message], *, max_tokens: int | None = None
+    server: Server, model: str, messages: Sequence[Message], *, settings: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[Answer, Iterator[str]]]:
-    """The answer that grows while the pieces of text are iterated.
+    """The answer that grows while the pieces of text are iterated; `settings` are further fields of the request.
 
     Raises:
         AskRefused: the server says no; the text is its own.
         AskFailed: nobody listens there, the connection broke, or what comes is not this API.
     """
-    body: dict[str, Json] = {"model": model, "messages": [dict(message) for message in messages], "stream": True}
-    body["stream_options"] = {"include_usage": True}
-    if max_tokens is not None:
-        body["max_tokens"] = max_tokens
+    body: dict[str, Any] = {"model": model, "messages": [dict(message) for message in messages], "stream": True}
+    body |= {"stream_options": {"include_usage": True}, **(settings or {})}
     with _request(server, "POST", "/chat/completions", body) as response:
         answer = Answer(
             model=response.getheader("x-fishernet-model", ""),

@@ -104,7 +104,7 @@ def rows(tmp_path_factory):
 def test_load_tells_shape_and_libraries(child):
     done = child.ask(**LOAD)[-1]
     assert done["coordinates"] == adapters.layout(models.tiny_folder(), SPEC).coordinates
-    assert set(done["libraries"]) == {"torch", "transformers", "peft"}
+    assert set(done["libraries"]) == {"torch"}  # another family is computed by transformers and peft too, and says so
 
 
 def test_training_reports_steps_and_leaves_theta_and_fisher(child, rows, tmp_path):

@@ -18,6 +18,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from ctypes import c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -125,11 +126,16 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 def load() -> ctypes.CDLL | None:
     """The kernels, built if this machine has not built them yet; None when it can't."""
     try:
-        library = ctypes.CDLL(str(build(_cache())))
+        return open_library(build(_cache()))
     except (OSError, subprocess.SubprocessError) as e:
         cause = str(getattr(e, "stderr", "") or e).strip().splitlines()
         log.warning("couldn't build the kernels, answers take longer: %s", cause[0] if cause else type(e).__name__)
         return None
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """A built library, with the types of its functions. Raises OSError: it can't be loaded."""
+    library = ctypes.CDLL(str(path))
     for name, arguments in _SIGNATURES.items():
         getattr(library, name).argtypes = arguments
         getattr(library, name).restype = None
@@ -138,8 +144,8 @@ def load() -> ctypes.CDLL | None:
     return library
 
 
-def build(folder: Path, *, compiler: str | None = None) -> Path:
-    """The shared library in `folder`, compiled if it isn't there.
+def build(folder: Path, *, compiler: str | None = None, more: Sequence[str] = ()) -> Path:
+    """The shared library in `folder`, compiled if it isn't there; `more` are further options of the compiler.
 
     Raises:
         OSError: no compiler, or the folder can't be written.
@@ -148,13 +154,13 @@ def build(folder: Path, *, compiler: str | None = None) -> Path:
     compiler = compiler or os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "c++"
     asked = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
     texts = [source.read_text() for source in SOURCES]
-    stamp = hashlib.sha256("\0".join([*texts, *OPTIONS, asked.stdout, _processor()]).encode())
+    stamp = hashlib.sha256("\0".join([*texts, *OPTIONS, *more, asked.stdout, _processor()]).encode())
     target = folder / f"kernels-{stamp.hexdigest()[:24]}.so"
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as beside:
             made = Path(beside) / target.name
-            command = [compiler, *OPTIONS, str(SOURCE), "-o", str(made)]
+            command = [compiler, *OPTIONS, *more, str(SOURCE), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
             made.replace(target)
     return target

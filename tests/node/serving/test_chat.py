@@ -60,7 +60,7 @@ def test_json_gives_one_value_with_model_release_and_usage(server: Server, capsy
 
 
 def test_answers_and_questions_go_along_with_the_next_question(server: Server) -> None:
-    talk = Talk(server=server, model="latest", system="Be brief.", max_tokens=4)
+    talk = Talk(server=server, model="latest", system="Be brief.", settings={"max_tokens": 4})
     first = talk.ask("One?", show=None)
     second = talk.ask("Two?", show=None)
     assert [m["content"] for m in talk.history] == ["One?", first.text, "Two?", second.text]
@@ -69,14 +69,14 @@ def test_answers_and_questions_go_along_with_the_next_question(server: Server) -
 
 def test_pieces_come_one_after_another_and_add_up_to_the_answer(server: Server) -> None:
     pieces: list[str] = []
-    answer = Talk(server=server, model="base", max_tokens=12).ask("Tell me", show=pieces.append)
+    answer = Talk(server=server, model="base", settings={"max_tokens": 12}).ask("Tell me", show=pieces.append)
     assert len(pieces) > 1
     assert "".join(pieces) == answer.text
 
 
 def test_leaving_in_the_middle_cancels_the_answer_at_the_server(server: Server, live: Live) -> None:
     question = {"role": "user", "content": "Go on and on"}
-    with client.ask(server, "base", [question], max_tokens=400) as (_, pieces):
+    with client.ask(server, "base", [question], settings={"max_tokens": 400, "temperature": 0}) as (_, pieces):
         next(pieces)
         assert live.serving.under_way == 1
     end = time.monotonic() + 10
@@ -86,7 +86,7 @@ def test_leaving_in_the_middle_cancels_the_answer_at_the_server(server: Server, 
 
 
 def test_interrupt_keeps_what_was_said_and_the_conversation(server: Server) -> None:
-    talk = Talk(server=server, model="base", max_tokens=400)
+    talk = Talk(server=server, model="base", settings={"max_tokens": 400, "temperature": 0})
     seen: list[str] = []
 
     def stop_early(piece: str) -> None:

@@ -178,6 +178,23 @@ def test_two_threads_give_the_bits_of_one(library):
     assert torch.equal(*found)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "instructions"),
+    [(["-mno-amx-bf16"], "avx512-bf16"), (["-march=x86-64-v3"], "portable"), (["-march=x86-64"], "portable")],
+)
+def test_every_instruction_set_gives_the_references_numbers(library, tmp_path, more, instructions):
+    if instructions not in (library.instructions, "portable") and library.instructions == "portable":
+        pytest.skip("this processor has no such instructions")
+    other = kernels.open_library(kernels.build(tmp_path, more=more))
+    assert other.instructions == instructions
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = random(1, 23, 80, dtype=dtype), random(2, 150, 80, dtype=dtype)
+        packed = kernels.Packed(other, weight)
+        close(packed(x), ops.linear(x.double(), weight.double()))
+        assert torch.equal(packed(x[5:6])[0], packed(x)[5])
+
+
 # -- building --------------------------------------------------------------------------------------------------------
 def test_a_missing_compiler_only_costs_speed_and_is_said_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
