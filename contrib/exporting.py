@@ -189,7 +189,7 @@ def _peft(folder: Path, base: Path, card: Card, vector: Vector) -> None:
         named += [(f"{PREFIX}{module}.lora_A.weight", a), (f"{PREFIX}{module}.lora_B.weight", b)]
     plan: tensorfile.Plan = [(name, "F32", values.shape) for name, values in named]
     data = (np.ascontiguousarray(values, dtype="<f4").tobytes() for _, values in named)
-    tensorfile.write(folder / ADAPTER, plan, data, metadata={"format": "pt"})
+    tensorfile.write(folder / ADAPTER, plan, data, metadata={"format": "pt", "fishernet.base": card.base})
     config = {
         "base_model_name_or_path": card.base_name,
         "bias": "none",

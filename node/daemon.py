@@ -215,7 +215,11 @@ class Daemon:
         adapter = {**spec, "coordinates": charter.adapter.coordinates}
         serve = self.config.serve
         load = Load(
-            threads=self.config.train.threads, rows=serve.rows, max_active=serve.max_active, ram=serve.adapter_mib
+            threads=self.config.train.threads,
+            rows=serve.rows,
+            max_active=serve.max_active,
+            ram=serve.adapter_mib,
+            dtype=None if serve.precision == "auto" else serve.precision,
         )
         experts = configured(serve.experts, self.session.home.path)
         self.serving = Serving(model=model.path, base=charter.base.digest, adapter=adapter, load=load, experts=experts)

@@ -66,6 +66,8 @@ def problem(error: FishernetError) -> tuple[int, dict[str, Any], dict[str, str]]
             return 404, error_body(message, kind=INVALID, code=error.code, param="model"), {}
         case ContextTooLong():
             return 400, error_body(message, kind=INVALID, code=error.code), {}
+        case JobRefused() if error.reason == "wrong-base":  # the base was replaced between the name and the answer
+            return 503, error_body(message, kind=SERVER, code=error.reason), {"retry-after": "1"}
         case JobRefused() if error.reason in CLIENTS_FAULT:
             param = "response_format" if error.reason == "bad_schema" else None
             return 400, error_body(message, kind=INVALID, code=error.reason, param=param), {}

@@ -29,7 +29,7 @@ from node import http
 from node.collective.measure import save_vector
 from node.errors import ServingError
 from node.serving.api import Facts, create_app
-from node.serving.models import Serving
+from node.serving.models import Load, Serving
 from protocol.errors import FishernetError, Retry
 from protocol.ids import ZERO, short
 
@@ -47,7 +47,7 @@ class Wanted:
     folder: Path
     host: str = "127.0.0.1"
     port: int = 8000
-    threads: int = 1
+    load: Load = Load()  # noqa: RUF009  (a frozen value)
     api_keys: Sequence[str] = ()
     base: Path | None = None  # None: the model cache, by digest
 
@@ -191,7 +191,7 @@ async def run(
     if layout.modules != first.modules:
         raise BadExport(f"couldn't serve {first.folder}: its modules are not those of {base.name}")
     adapter = {**spec.to_json(), "coordinates": layout.coordinates}
-    serving = Serving(model=base.path, base=base.digest, adapter=adapter, threads=wanted.threads)
+    serving = Serving(model=base.path, base=base.digest, adapter=adapter, load=wanted.load)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     with tempfile.TemporaryDirectory(prefix="fishernet-serve-") as scratch:
         replica = Replica(wanted.folder, first, serving, Path(scratch))

@@ -217,7 +217,8 @@ def _copy(room: Tensor, parts: Sequence[Tensor | None], scales: Sequence[float] 
     whole = [part for part in parts if part is not None]
     if len(whole) == len(room) and len(set(scales)) == 1 and all(part.shape == room.shape[1:] for part in whole):
         stacked = torch.stack(whole).float()
-        room.copy_(stacked if scales[0] == 1.0 else stacked.mul_(scales[0]))
+        scaled = stacked if scales[0] == 1.0 else stacked.mul_(scales[0])
+        room.copy_(scaled.to(room.dtype))  # cast first: `room` is transposed, and both at once takes twice as long
         return
     for number, part in enumerate(parts):
         if part is not None:  # of a smaller rank (PEFT's rank_pattern): the rest stays zero
