@@ -20,6 +20,7 @@ from typing import Final
 
 from contrib import adapters
 from contrib.adapters import AdapterSpec
+from contrib.models import Model as BaseModel
 from ledger.cuts import Cut
 from ledger.store import Store
 from node import commands, control, http
@@ -53,7 +54,7 @@ from node.training.rounds import Rounds
 from node.training.trainer import WorkerTrainer
 from protocol.canon import Json
 from protocol.errors import Fatal, FishernetError, Retry
-from protocol.ids import ZERO, CollectiveId, MemberId
+from protocol.ids import ZERO, CollectiveId, Digest, MemberId
 
 log = logging.getLogger("fishernet.daemon")
 _TICK_S: Final = 0.5
@@ -104,6 +105,7 @@ class Daemon:
         self._stop, self._changed = asyncio.Event(), asyncio.Event()
         self._settled = asyncio.Event()
         self._decided = len(seat.fold.decisions)
+        self._epoch: Digest | None = None  # whose base and shape the trainer and the engine have
         self._jobs: asyncio.TaskGroup | None = None
         self.events = control.Events(now_ms)
         self.blobs = BlobStore(home.blobs)
@@ -208,11 +210,8 @@ class Daemon:
     async def _join(self, jobs: asyncio.TaskGroup) -> None:
         """Become a working member; then vote and train until the end."""
         await self.joining.charter()
-        model, spec = self.joining.base(), self.joining.spec().to_json()
-        self.egress.layout = functools.cache(lambda: adapters.layout(model.path, AdapterSpec.parse(spec)))
-        charter = self.seat.fold.charter
-        await self.trainer.load(model.path, spec)
-        adapter = {**spec, "coordinates": charter.adapter.coordinates}
+        self._epoch = self.seat.fold.charter.epoch_id
+        model, adapter = await self._load_base()
         serve = self.config.serve
         load = Load(
             threads=self.config.train.threads,
@@ -222,7 +221,7 @@ class Daemon:
             dtype=None if serve.precision == "auto" else serve.precision,
         )
         experts = configured(serve.experts, self.session.home.path)
-        self.serving = Serving(model=model.path, base=charter.base.digest, adapter=adapter, load=load, experts=experts)
+        self.serving = Serving(model=model.path, base=model.digest, adapter=adapter, load=load, experts=experts)
         self.shelf = Shelf(self.seat, self.replay, self.serving, self.holdings)
         jobs.create_task(self._serve(self.serving), name="api")
         await self.joining.seat()
@@ -234,6 +233,29 @@ class Daemon:
         jobs.create_task(self.witnessing.run(), name="witness")
         jobs.create_task(self.council.run(), name="council")
         jobs.create_task(self._train(), name="train")
+
+    async def _load_base(self) -> tuple[BaseModel, dict[str, Json]]:
+        """The charter's base and adapter shape, from now on those that runs are trained with and egress looks for."""
+        model, spec = self.joining.base(), self.joining.spec().to_json()
+        self.egress.layout = functools.cache(lambda: adapters.layout(model.path, AdapterSpec.parse(spec)))
+        await self.trainer.load(model.path, spec)
+        return model, {**spec, "coordinates": self.seat.fold.charter.adapter.coordinates}
+
+    async def _follow_epoch(self) -> None:
+        """Train, measure and serve with the base and shape that an amendment has named; answers under way end on the old one.
+
+        Raises WrongBase, as at a start, when this node does not have the new base.
+        """
+        epoch = self.seat.fold.charter.epoch_id
+        if self.serving is None or epoch == self._epoch:
+            return
+        model, adapter = await self._load_base()
+        await self.serving.set_base(model=model.path, base=model.digest, adapter=adapter)
+        self.shelf = Shelf(self.seat, self.replay, self.serving, self.holdings)
+        self.use_data()  # what was measured, was measured on the old base
+        self._epoch = epoch
+        log.info("event=epoch base=%s", model.digest[:12])
+        self.events.emit("epoch", base=model.digest)
 
     async def _serve(self, serving: Serving) -> None:
         serve, file = self.config.serve, KeyFile(self.session.home.api_keys)
@@ -279,7 +301,9 @@ class Daemon:
         """First the run that was finished but not published when the node stopped, then runs of our own accord."""
         left = self.rounds.unpublished() is not None
         while True:
-            if left or (self.config.train.auto and self.rounds.may_start(self.config.train)):
+            if self._epoch != self.seat.fold.charter.epoch_id:
+                pass  # the base of the new epoch is being loaded
+            elif left or (self.config.train.auto and self.rounds.may_start(self.config.train)):
                 try:
                     await self.rounds.contribute(self.config.train, self._progress)
                     left = False
@@ -310,6 +334,7 @@ class Daemon:
                     log.warning("event=succeeded cause=%s", reason)
                     self.seat.pause(reason)
             try:
+                await self._follow_epoch()
                 fresh = await self.shelf.update() if self.shelf is not None else []
             except FishernetError as e:  # the disk is full, the engine was lost: it is served later
                 if isinstance(e, Fatal):
@@ -368,6 +393,8 @@ class Daemon:
         """One run, now (raises NotAllowed before the node is a working member)."""
         if not self._settled.is_set():
             raise NotAllowed(f"couldn't train: {self.seat.paused or 'the node is not ready yet'}")
+        if self._epoch != self.seat.fold.charter.epoch_id:
+            raise NotAllowed("couldn't train: the base of the new epoch is being loaded; try again in a moment")
         config = self.config.train.model_copy(update={"steps": steps} if steps else {})
         return await self.rounds.contribute(config, self._progress)
 
