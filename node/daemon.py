@@ -42,10 +42,10 @@ from node.network.blobs import BlobStore
 from node.network.streams import Tap
 from node.network.swarm import Swarm, SwarmConfig
 from node.network.sync import Sync, SyncRules
-from node.serving import key_grants
-from node.serving.access_log import AccessLog
-from node.serving.api import Facts, Keys, create_app
-from node.serving.keys import KeyFile
+from node.serving.access import grants as key_grants
+from node.serving.access.keyfile import KeyFile
+from node.serving.access.log import AccessLog
+from node.serving.api.app import Facts, Keys, create_app
 from node.serving.models import Load, Serving
 from node.serving.routing import configured
 from node.serving.shelf import Holdings, Shelf

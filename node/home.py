@@ -1,14 +1,14 @@
 """The home directory of one node: where each file lies, making it, opening it, and the lock that one process holds.
 
     node.toml            the operator writes it; trusted; 0600 because it may hold API keys
-    keys/                see `node.keys.identity`, and `node.serving.keys` for api.json; trusted; keep a copy
+    keys/                see `node.keys.identity`, and `node.serving.access.keyfile` for api.json; trusted; keep a copy
     recovery.pem         the recovery key after `init`; belongs offline, not here
     ledger.db            every feed this node holds; verified on arrival and by `audit`; keep a copy
     rows.db              private rows, their salts and commitments; trusted; keep a copy
     blobs/<digest>       contributions; named by digest, so they need no trust; fetched again when lost
     views/<digest>.npy   merged vectors; computed again when lost
     runs/<run id>/       files of one training run; may be lost with that run
-    served.json          counts of answered requests that no event holds yet (`node.serving.access_log`); ours
+    served.json          counts of answered requests that no event holds yet (`node.serving.access.log`); ours
     run/                 lock and sockets of the running daemon; worthless after it
 Knows no protocol and opens no network. Invariant: directories are 0700, and at most one process holds the lock.
 """

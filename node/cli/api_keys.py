@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from node.home import Home
-    from node.serving.keys import ApiKey
+    from node.serving.access.keyfile import ApiKey
 
 
 @click.group()
@@ -39,7 +39,7 @@ def add(**options: Any) -> None:
     """Make a key and print it, once. Until the first one is made, every application may ask."""
     from node.collective.seat import now_ms
     from node.data.granting import moment
-    from node.serving.keys import KeyFile, made
+    from node.serving.access.keyfile import KeyFile, made
 
     invocation, now = here(), now_ms()
     home = invocation.home()
@@ -63,7 +63,7 @@ def add(**options: Any) -> None:
 def list_(all_: bool) -> None:
     """List the keys; the keys themselves are nowhere."""
     from node.collective.seat import now_ms
-    from node.serving.keys import KeyFile
+    from node.serving.access.keyfile import KeyFile
 
     invocation, now = here(), now_ms()
     keys = [_shown(key, now) for key in KeyFile(invocation.home().api_keys).all()]
@@ -77,7 +77,7 @@ def list_(all_: bool) -> None:
 def revoke(name: str) -> None:
     """End a key: the next request by it is refused, in the running node too."""
     from node.collective.seat import now_ms
-    from node.serving.keys import KeyFile
+    from node.serving.access.keyfile import KeyFile
 
     invocation, now = here(), now_ms()
     invocation.answer(_shown(KeyFile(invocation.home().api_keys).revoke(name, now), now), _one)
@@ -89,7 +89,7 @@ def _found(home: Home, wanted: tuple[str, ...], purposes: tuple[str, ...], now: 
         return []
     from node import session
     from node.errors import NotAllowed
-    from node.serving.key_grants import against
+    from node.serving.access.grants import against
 
     with session.reading(home) as reading:
         seat = reading.need_seat()

@@ -28,7 +28,7 @@ from contrib.models import Model, Progress
 from node import http
 from node.collective.measure import save_vector
 from node.errors import ServingError
-from node.serving.api import Facts, create_app
+from node.serving.api.app import Facts, create_app
 from node.serving.models import Load, Serving
 from protocol.errors import FishernetError, Retry
 from protocol.ids import ZERO, short

@@ -17,7 +17,7 @@ from contrib.adapters import AdapterSpec, layout
 from contrib.merging import model_digest
 from contrib.models import tiny_folder
 from node.http import Address, run_server
-from node.serving.api import Facts, create_app
+from node.serving.api.app import Facts, create_app
 from node.serving.models import Serving
 from protocol.ids import Digest
 

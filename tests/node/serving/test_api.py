@@ -20,10 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from node.errors import AddressError
 from node.http import Address, listen, run_server
-from node.serving import api_answers as shapes
-from node.serving.access_log import AccessLog
-from node.serving.api import Keys, create_app
-from node.serving.keys import KeyFile, made
+from node.serving.access.keyfile import KeyFile, made
+from node.serving.access.log import AccessLog
+from node.serving.api import answers as shapes
+from node.serving.api.app import Keys, create_app
 from node.serving.models import Serving
 from protocol.ids import Digest
 from tests.support.live_engine import BASE, HEAD, Live, make_serving, serve

@@ -22,11 +22,11 @@ from ledger.events import MAX_SERVED, AccessServed
 from node.cli import run
 from node.errors import AppendPaused, BadKey, IdentityError, KeyDenied, TooFast
 from node.ports import ServedModel, Usage
-from node.serving.access_log import EVERY_S, MOST_DECISIONS, AccessLog, Counted
-from node.serving.api_keys import Admitted, Door
-from node.serving.key_grants import against
-from node.serving.keys import ApiKey, KeyFile, decide, hash_of, made, no_grants, of_config
-from node.serving.rates import Rates
+from node.serving.access.grants import against
+from node.serving.access.keyfile import ApiKey, KeyFile, decide, hash_of, made, no_grants, of_config
+from node.serving.access.log import EVERY_S, MOST_DECISIONS, AccessLog, Counted
+from node.serving.access.rates import Rates
+from node.serving.api.keys import Admitted, Door
 from protocol.ids import Digest, EventId
 
 BASE = ServedModel(name="base", digest=Digest("ba" * 32), vector=None)

@@ -18,8 +18,8 @@ from fastapi import Request
 
 from node.errors import TooLate
 from node.ports import Engine, Piece, Prompt, Sampling, ServedModel, Usage
-from node.serving.api_answers import Answer
-from node.serving.api_errors import problem
+from node.serving.api.answers import Answer
+from node.serving.api.errors import problem
 from protocol.errors import FishernetError
 
 T = TypeVar("T")

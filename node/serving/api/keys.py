@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from node.errors import BadKey, KeyDenied, TooFast
 from node.ports import ServedModel, Usage
-from node.serving.access_log import AccessLog, Counted
-from node.serving.keys import ApiKey, Judge, KeyFile, Verdict, decide, hash_of, no_grants, of_config
-from node.serving.rates import Rates
+from node.serving.access.keyfile import ApiKey, Judge, KeyFile, Verdict, decide, hash_of, no_grants, of_config
+from node.serving.access.log import AccessLog, Counted
+from node.serving.access.rates import Rates
 
 _HINT = "send Authorization: Bearer KEY; a key is made with: fishernet key api add"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from node.serving.keys import ApiKey
+from node.serving.access.keyfile import ApiKey
 
 
 @dataclass(slots=True)

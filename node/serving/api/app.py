@@ -30,15 +30,15 @@ from fastapi.security import HTTPBearer
 from node.errors import NodeError, UnknownModel
 from node.http import BodyLimit
 from node.ports import Engine, Piece, ServedModel, Usage
-from node.serving import api_answers as shapes
-from node.serving.access_log import AccessLog
-from node.serving.api_answering import Part, collected, lines, parts_of, unless_gone
-from node.serving.api_binding import BASE, Binder, Bound, Facts, headers_of
-from node.serving.api_errors import RESPONSES, add_error_handlers, problem
-from node.serving.api_keys import Door
-from node.serving.api_metrics import CONTENT_TYPE, Metrics, Watch
-from node.serving.api_requests import MOST_SECONDS, ChatRequest, CompletionRequest, EmbeddingRequest
-from node.serving.keys import Judge, KeyFile, no_grants
+from node.serving.access.keyfile import Judge, KeyFile, no_grants
+from node.serving.access.log import AccessLog
+from node.serving.api import answers as shapes
+from node.serving.api.answering import Part, collected, lines, parts_of, unless_gone
+from node.serving.api.binding import BASE, Binder, Bound, Facts, headers_of
+from node.serving.api.errors import RESPONSES, add_error_handlers, problem
+from node.serving.api.keys import Door
+from node.serving.api.metrics import CONTENT_TYPE, Metrics, Watch
+from node.serving.api.requests import MOST_SECONDS, ChatRequest, CompletionRequest, EmbeddingRequest
 from protocol.errors import FishernetError
 from protocol.ids import short
 

@@ -14,11 +14,11 @@ from fastapi import HTTPException, Request
 
 from node.errors import UnknownModel
 from node.ports import Engine, Route, ServedModel
-from node.serving.api_answering import Asked
-from node.serving.api_answers import Answer, route_body
-from node.serving.api_keys import Admitted, Door
-from node.serving.api_requests import ChatRequest, CompletionRequest
-from node.serving.keys import ApiKey
+from node.serving.access.keyfile import ApiKey
+from node.serving.api.answering import Asked
+from node.serving.api.answers import Answer, route_body
+from node.serving.api.keys import Admitted, Door
+from node.serving.api.requests import ChatRequest, CompletionRequest
 from protocol.ids import Digest, short
 
 AUTO, BASE = "auto", "base"

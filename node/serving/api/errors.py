@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from node.errors import BadKey, BadVector, Busy, ContextTooLong, JobRefused, KeyDenied, NodeError, TooLate, UnknownModel
-from node.serving.api_requests import UNSUPPORTED, ChatRequest, CompletionRequest, EmbeddingRequest
+from node.serving.api.requests import UNSUPPORTED, ChatRequest, CompletionRequest, EmbeddingRequest
 from protocol.errors import FishernetError, Refused, Retry
 
 log = logging.getLogger("fishernet.api")
