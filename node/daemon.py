@@ -11,9 +11,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Mapping
 from typing import Final
@@ -22,7 +20,6 @@ from contrib import adapters
 from contrib.adapters import AdapterSpec
 from contrib.models import Model as BaseModel
 from ledger.cuts import Cut
-from ledger.store import Store
 from node import commands, control, http
 from node.collective import succeeding
 from node.collective.council import Council
@@ -30,14 +27,12 @@ from node.collective.joining import Joining
 from node.collective.judging import Judge
 from node.collective.measure import Scales
 from node.collective.replay import Missing, Model, Replay
-from node.collective.seat import Seat, now_ms
+from node.collective.seat import now_ms
 from node.collective.witnessing import Witnessing
 from node.data import erasing
 from node.data.egress import Egress, policy_of
 from node.data.permits import Permits
-from node.errors import NoCollective, NotAllowed
-from node.home import Home
-from node.keys import identity as identities
+from node.errors import NotAllowed
 from node.network.blobs import BlobStore
 from node.network.streams import Tap
 from node.network.swarm import Swarm, SwarmConfig
@@ -49,12 +44,12 @@ from node.serving.api.app import Facts, Keys, create_app
 from node.serving.models import Load, Serving
 from node.serving.routing import configured
 from node.serving.shelf import Holdings, Shelf
-from node.session import Session, row_key
+from node.session import Session
 from node.training.rounds import Rounds
 from node.training.trainer import WorkerTrainer
 from protocol.canon import Json
 from protocol.errors import Fatal, FishernetError, Retry
-from protocol.ids import ZERO, CollectiveId, Digest, MemberId
+from protocol.ids import ZERO, Digest, MemberId
 
 log = logging.getLogger("fishernet.daemon")
 _TICK_S: Final = 0.5
@@ -405,7 +400,7 @@ class Daemon:
         if own is not None:
             wanted["own"] = own
         for decision in self.seat.fold.releases:
-            if isinstance(decision.value, Cut):
+            if isinstance(decision.value, Cut) and decision.value.epoch == self._epoch:
                 model = await asyncio.to_thread(self.replay.of_cut, decision.charter, decision.value)
                 if not isinstance(model, Missing):
                     wanted[f"release-{decision.value.number}"] = model
@@ -448,63 +443,3 @@ class Daemon:
     def asking(self) -> list[Json]:
         """Nodes without a seat that asked lately."""
         return [{"member": member, "peer": bound.peer} for member, bound in self.sync.asking().items()]
-
-
-def main(home: Home, passphrase: str | None, *, accept_fork_risk: bool = False) -> None:
-    """Run the node of `home` until SIGTERM or SIGINT.
-
-    Raises:
-        HomeBusy, StoreLocked: another process works on the home.
-        NoCollective: there is none to run yet.
-        Fatal kinds: what ended the daemon.
-    """
-    errors = RecentErrors()
-    shown = logging.StreamHandler(sys.stderr)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="ts=%(asctime)s level=%(levelname)s log=%(name)s %(message)s",
-        handlers=[shown, errors],
-    )
-    for noisy in ("httpx", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    with home.lock(), Store.open(home.ledger_db) as store:
-        config = home.read_config()
-        if home.next_keys.exists() and config.node.collective:
-            told = Seat(home, identities.member_of(home), store, CollectiveId(config.node.collective))
-            if (member := succeeding.adopt(home, told.fold)) is not None:
-                log.warning("event=keys-changed member=%s", member[:12])
-        identity = home.unlock(passphrase)
-        if config.ledger.post_quantum and identity.post_quantum is None:
-            identities.add_post_quantum(home, passphrase if identities.is_locked(home) else None)
-            identity = home.unlock(passphrase)
-        session = Session(
-            home=home,
-            config=config,
-            store=store,
-            member=identity.member,
-            identity=identity,
-            row_key=row_key(home, passphrase),
-        )
-        session.rows_key()  # a wrong passphrase is said now, not at the first run
-        os.environ.pop("FISHERNET_PASSPHRASE", None)  # no child inherits it: one of them reads what strangers send
-        session.open_seat()
-        if session.seat is None:
-            raise NoCollective(
-                "couldn't start: this node has no collective yet",
-                hint="fishernet collective create --name NAME, or fishernet collective join ID MULTIADDR",
-            )
-        try:
-            asyncio.run(_run(session, accept_fork_risk, errors))
-        except BaseExceptionGroup as group:
-            raise _first(group) from group
-
-
-async def _run(session: Session, accept_fork_risk: bool, errors: RecentErrors) -> None:
-    await Daemon(session, accept_fork_risk=accept_fork_risk, errors=errors).run()
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended the daemon, out of the groups that carried it."""
-    for error in group.exceptions:
-        return _first(error) if isinstance(error, BaseExceptionGroup) else error
-    return group

@@ -88,9 +88,9 @@ def up(accept_fork_risk: bool) -> int:
     passphrase = invocation.passphrase(home)
     home.unlock(passphrase)  # a wrong passphrase is said before anything starts
     os.environ.pop("FISHERNET_PASSPHRASE", None)  # so that no child process inherits it
-    from node import daemon
+    from node import up
 
-    daemon.main(home, passphrase, accept_fork_risk=accept_fork_risk)
+    up.main(home, passphrase, accept_fork_risk=accept_fork_risk)
     return 0
 
 
