@@ -279,10 +279,9 @@ class Norm(nn.Module):
 
 
 # -- rotary positions ------------------------------------------------------------------------------------------------
-def frequencies(config: Config) -> Tensor:
+def frequencies(theta: float, head_dim: int, rope: Mapping[str, Any]) -> Tensor:
     """The rotary frequencies [head_dim / 2] in float32 (RoFormer, arXiv 2104.09864; Llama 3.1's scaling by wavelength)."""
-    plain = 1.0 / config.theta ** (torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim)
-    rope = config.rope
+    plain = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
     if rope["rope_type"] == "linear":
         return plain / float(rope["factor"])
     if rope["rope_type"] == "default":
@@ -298,7 +297,8 @@ def frequencies(config: Config) -> Tensor:
 
 def rotary(config: Config, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosine and sine [tokens, head_dim], each half of the width twice."""
-    angles = torch.outer(torch.arange(tokens, device=device).float(), frequencies(config).to(device)).repeat(1, 2)
+    turns = frequencies(config.theta, config.head_dim, config.rope).to(device)
+    angles = torch.outer(torch.arange(tokens, device=device).float(), turns).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 

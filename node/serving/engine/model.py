@@ -9,7 +9,6 @@ Invariant: what is loaded computes what transformers computes from the same fold
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrib.errors import CorruptModel, WrongModel
+from contrib.errors import CorruptModel
+from contrib.llama import FAMILIES, ROPES, Unfit, frequencies
 from contrib.weights import read_json, tensors
-
-FAMILIES = ("llama", "mistral", "qwen2")
-ROPES = ("default", "linear", "llama3")
-
-
-class Unfit(WrongModel):
-    """The forward pass of this engine does not cover the model; transformers may."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,26 +159,9 @@ def _config(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def frequencies(config: Config) -> Tensor:
-    """The rotary frequencies [head_dim / 2] in float32 (RoFormer, arXiv 2104.09864; Llama 3.1's scaling by wavelength)."""
-    plain = 1.0 / config.theta ** (torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim)
-    rope = config.rope
-    if rope["rope_type"] == "linear":
-        return plain / float(rope["factor"])
-    if rope["rope_type"] == "default":
-        return plain
-    factor, old = float(rope["factor"]), float(rope["original_max_position_embeddings"])
-    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    length = 2 * math.pi / plain
-    smooth = (old / length - low) / (high - low)
-    between = (1 - smooth) / factor * plain + smooth * plain
-    scaled = torch.where(length > old / low, plain / factor, plain)
-    return torch.where((length <= old / low) & (length >= old / high), between, scaled)
-
-
 def rotary(config: Config, context: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosine and sine [context, head_dim / 2] in float32."""
-    angles = torch.outer(torch.arange(context).float(), frequencies(config))
+    angles = torch.outer(torch.arange(context).float(), frequencies(config.theta, config.head_dim, config.rope))
     return angles.cos().to(device), angles.sin().to(device)
 
 

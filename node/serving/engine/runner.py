@@ -17,12 +17,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from contrib.llama import Unfit
 from contrib.weights import tensors
 from node.errors import ContextTooLong
 from node.serving.engine import kernels
 from node.serving.engine.adapter import HostAdapter
 from node.serving.engine.cache import PAGE, Pages, Row, Storage
-from node.serving.engine.model import ModelShape, Unfit, load_weights, read_config, rotary
+from node.serving.engine.model import ModelShape, load_weights, read_config, rotary
 from node.serving.engine.ops import Batch, Segment, TorchPass
 from node.serving.engine.pool import Pool
 
