@@ -296,9 +296,8 @@ class Daemon:
         """First the run that was finished but not published when the node stopped, then runs of our own accord."""
         left = self.rounds.unpublished() is not None
         while True:
-            if self._epoch != self.seat.fold.charter.epoch_id:
-                pass  # the base of the new epoch is being loaded
-            elif left or (self.config.train.auto and self.rounds.may_start(self.config.train)):
+            loaded = self._epoch == self.seat.fold.charter.epoch_id  # else the base of a new epoch is on its way
+            if loaded and (left or (self.config.train.auto and self.rounds.may_start(self.config.train))):
                 try:
                     await self.rounds.contribute(self.config.train, self._progress)
                     left = False
