@@ -230,10 +230,12 @@ def test_thread_sleeps_while_nothing_is_asked(bases: tuple[Path, Path]) -> None:
         number = process.ask()
         while not process.last(number):
             time.sleep(0.01)
-        time.sleep(0.1)
-        spent = time.process_time()
-        time.sleep(0.3)
-        assert time.process_time() - spent < 0.15
+        spent = []
+        for _ in range(5):  # other threads of this process may be at work: the quietest moment counts
+            before = time.process_time()
+            time.sleep(0.2)
+            spent.append(time.process_time() - before)
+        assert min(spent) < 0.1
     finally:
         process.engine.stop()
         thread.join(10)
