@@ -24,11 +24,12 @@ from harness import cache
 from contrib import demo_data, evaluation, fisher, learner, merging, models, readers, training, updates
 from contrib.adapters import AdapterSpec, Vector
 from contrib.evaluation import Sample
+from contrib.feedback import Feedback
 from contrib.learner import Learner
 from contrib.merging import Register
 from contrib.permit import Action, Permit
 from contrib.rows import RowStore
-from contrib.training import Settings
+from contrib.training import Moments, Settings
 from protocol import contribution as blobs
 from protocol import keys
 from protocol.card import Card
@@ -47,10 +48,11 @@ LIBRARIES = {"torch": "2.13.0"}  # what a card of the Llama family names
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Local:
-    """What one member learnt from a view: B [P] at the end of its run, and the Fisher diagonal [P] there."""
+    """What one member learnt from a view: B [P] at the end of its run, the Fisher diagonal [P] there, and Adam's moments."""
 
     theta: Vector
     fisher: Vector
+    moments: Moments | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,9 @@ Send = Callable[[Turn], Sent]
 class Plan:
     """One way to work together: how often, how it is trained, what is sent, how it is merged.
 
-    `own` is the share of the own unsent residual that a local run starts from beside the view.
+    `own` is the share of the own unsent residual that a local run starts from beside the view. `merge` stands in for `recipe`
+    where a recipe needs more than registers. With `keep_moments` each member's Adam goes on from its last run; `rates` are the
+    learning rates of members that do not use that of the settings.
     """
 
     name: str
@@ -90,6 +94,9 @@ class Plan:
     recipe: str = "contributor-mean/1"
     settings: Settings | None = None
     own: float = 0.0
+    merge: Callable[[Mapping[MemberId, Register]], Vector] | None = None
+    keep_moments: bool = False
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,16 +146,21 @@ class Lab:
         """The mean of `losses`."""
         return float(np.mean(self.losses(view)))
 
-    def local(self, name: str, view: Vector | None, settings: Settings) -> Local:
-        """One member's run from a view, or the same run kept from before."""
-        file = cache() / "benchmarks" / f"run-{self._key(name, view, settings)}.npz"
+    def local(self, name: str, view: Vector | None, settings: Settings, moments: Moments | None = None) -> Local:
+        """One member's run from a view, and from Adam's `moments`; or the same run kept from before.
+
+        As in the product, without Fisher sequences Adam's own mean of squared gradients stands for the Fisher diagonal.
+        """
+        file = cache() / "benchmarks" / f"run-{self._key(name, view, settings, moments)}.npz"
         if not file.is_file():
             sequences = training.draw(self.store, [name], self.learner.codec, settings, permits([name], "train"))
-            trained = training.train(self.learner, sequences, view, settings)
-            felt = fisher.diagonal(self.learner, sequences[: settings.fisher_sequences], trained.theta)
-            _keep(file, theta=trained.theta, fisher=felt)
+            trained = training.train(self.learner, sequences, view, settings, moments=moments)
+            several = sequences[: settings.fisher_sequences]
+            felt = fisher.diagonal(self.learner, several, trained.theta) if several else trained.moments.fisher()
+            _keep(file, theta=trained.theta, fisher=felt, moments=training.packed(trained.moments))
         with np.load(file) as kept:
-            return Local(theta=kept["theta"], fisher=kept["fisher"])
+            left = training.unpacked(kept["moments"], self.learner.coordinates) if "moments" in kept else None
+            return Local(theta=kept["theta"], fisher=kept["fisher"], moments=left)
 
     def pooled(self, settings: Settings, rounds: int) -> Vector:
         """B after training on everybody's rows in one place: `rounds * steps` steps, each with as many rows as all members'."""
@@ -163,9 +175,26 @@ class Lab:
         with np.load(file) as kept:
             return np.asarray(kept["theta"], dtype=np.float32)
 
-    def _key(self, name: str, view: Vector | None, settings: Settings) -> str:
+    def balanced(self, settings: Settings, rounds: int) -> Vector:
+        """`pooled` with as many rows of each member in every step: the stronger bound where data sets differ in size."""
+        whole = dataclasses.replace(settings, steps=settings.steps * rounds, seed=self.seed)
+        file = cache() / "benchmarks" / f"balanced-{self._key('+'.join(self.names), None, whole)}.npz"
+        if not file.is_file():
+            several = [
+                training.draw(self.store, [name], self.learner.codec, whole, permits([name], "train"))
+                for name in self.names
+            ]
+            in_turn = [sequence for each in zip(*several, strict=False) for sequence in each]
+            wide = dataclasses.replace(whole, batch=whole.batch * len(self.names))
+            _keep(file, theta=training.train(self.learner, in_turn, None, wide, in_order=True).theta)
+        with np.load(file) as kept:
+            return np.asarray(kept["theta"], dtype=np.float32)
+
+    def _key(self, name: str, view: Vector | None, settings: Settings, moments: Moments | None = None) -> str:
+        more = {} if moments is None else {"moments": digest(training.packed(moments).tobytes())}
         return digest_of(
             {
+                **more,
                 "base": self.base_digest,
                 "spec": self.spec.to_json(),
                 "name": name,
@@ -210,6 +239,7 @@ def rounds(lab: Lab, plan: Plan, *, on_round: Callable[[int, float], None] = lam
     zero = np.zeros(p, dtype=np.float32)
     view, moved = zero, zero
     residuals = dict.fromkeys(members, zero)
+    moments: dict[MemberId, Moments | None] = dict.fromkeys(members)
     registers: dict[MemberId, Register] = {m: merging.empty(p) for m in members}
     losses, each, sizes = [], [], []
     for number in range(plan.rounds):
@@ -217,7 +247,9 @@ def rounds(lab: Lab, plan: Plan, *, on_round: Callable[[int, float], None] = lam
         sent = {}
         for member, name in zip(members, lab.names, strict=True):
             start = view + np.float32(plan.own) * residuals[member] if plan.own else view
-            run = lab.local(name, start if number or plan.own else None, settings)
+            mine = dataclasses.replace(settings, lr=plan.rates.get(name, settings.lr))
+            run = lab.local(name, start if number or plan.own else None, mine, moments[member])
+            moments[member] = run.moments if plan.keep_moments else None
             turn = Turn(
                 round=number,
                 residual=residuals[member],
@@ -232,7 +264,10 @@ def rounds(lab: Lab, plan: Plan, *, on_round: Callable[[int, float], None] = lam
         for member, one in sent.items():
             residuals[member] = one.residual
             registers[member] = merging.add(registers[member], one.update)
-        merged = merging.merge(plan.recipe, registers, dict.fromkeys(members, 1), len(members), p)
+        if plan.merge:
+            merged = plan.merge(registers)
+        else:
+            merged = merging.merge(plan.recipe, registers, dict.fromkeys(members, 1), len(members), p)
         moved, view = merged - view, merged
         each.append(lab.losses(view))
         losses.append(float(np.mean(each[-1])))
@@ -257,9 +292,11 @@ def sparse(
     `density_ppm` may be a schedule: one density for each round, the last one for all that follow.
     """
 
+    fed_back = Feedback(keep_permille=round(keep * 1000))
+
     def send(turn: Turn) -> Sent:
         schedule = [density_ppm] if isinstance(density_ppm, int) else list(density_ppm)
-        wanted = turn.residual * np.float32(keep) + turn.learnt
+        wanted = fed_back.wanted(turn.residual, turn.learnt)
         made = updates.make(
             turn.fisher,
             wanted,
@@ -269,9 +306,8 @@ def sparse(
             rule=rule,
             seed=lab.seed * 100 + turn.round,
         )
-        left = wanted.copy()
-        left[made.update.indices] -= made.update.values()
-        return Sent(update=made.update, size=whole(lab, made.data, made.update, turn), residual=left)
+        left = fed_back.left(wanted, made.update)
+        return Sent(update=made.update, size=whole(lab, made.data, made.update, turn, rule), residual=left)
 
     return send
 
@@ -297,7 +333,7 @@ def dense_update(values: npt.NDArray[np.float16]) -> SparseUpdate:
     return SparseUpdate(coordinates=len(values), indices=indices, units=units[indices], bits=8, block=BLOCK)
 
 
-def whole(lab: Lab, data: bytes, update: SparseUpdate, turn: Turn) -> int:
+def whole(lab: Lab, data: bytes, update: SparseUpdate, turn: Turn, rule: str = updates.DEFAULT_RULE) -> int:
     """Bytes of the signed blob around an update: the product's own card, envelope and signature."""
     name = lab.names[lab.members.index(turn.member)]
     summary = lab.store.summary(name)
@@ -314,7 +350,7 @@ def whole(lab: Lab, data: bytes, update: SparseUpdate, turn: Turn) -> int:
         steps=lab.settings.steps,
         tokens=lab.settings.steps * lab.settings.batch * lab.settings.length,
         epsilon_micro=None,
-        selection=updates.DEFAULT_RULE,
+        selection=rule,
         density_ppm=200_000,
         value_bits=update.bits,
         coordinates=update.coordinates,

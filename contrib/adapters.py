@@ -14,7 +14,7 @@ import hashlib
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,17 +194,22 @@ def load_b(model: Any, vector: Vector, *, name: str = "default") -> None:
     Raises:
         BadAdapter: the vector has another length, or holds infinities or NaN.
     """
-    import torch
-
     parts = _parts(model, "lora_B", name)
     expected = sum(part.numel() for _, part in parts)
     if vector.shape != (expected,):
         raise BadAdapter(f"couldn't load adapter: {vector.size} coordinates where the model takes {expected}")
     if not np.isfinite(vector).all():
         raise BadAdapter("couldn't load adapter: it holds infinities or NaN")
+    fill([part for _, part in parts], vector)
+
+
+def fill(parts: Sequence[torch.Tensor], vector: Vector) -> None:
+    """Set tensors from one flat vector of as many numbers: what `flatten` undoes."""
+    import torch
+
     flat, at = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float32)), 0
     with torch.no_grad():
-        for _, part in parts:
+        for part in parts:
             part.copy_(flat[at : at + part.numel()].view_as(part))
             at += part.numel()
 

@@ -92,6 +92,21 @@ def held_out_loss(
     )
 
 
+def mean_loss(learner: Learner, sequences: Sequence[Encoded], *, batch: int = 8) -> float:
+    """The loss in nats per token of what is on the model now; a loss that is not finite is infinite.
+
+    Raises:
+        NothingToLearn: no token of the sequences counts.
+    """
+    nats, tokens = 0.0, 0
+    for sums, counts in _measured(learner, sequences, batch):
+        nats += sum(sums)
+        tokens += sum(counts)
+    if not tokens:
+        raise NothingToLearn("couldn't measure: the rows give no token to predict")
+    return nats / tokens if math.isfinite(nats) else math.inf
+
+
 def _accuracy(learner: Learner, samples: Sequence[Sample], length: int, batch: int) -> float | None:
     """The share of rows whose own answer is the likeliest of the labels (sum over its tokens, end token included)."""
     right = asked = 0

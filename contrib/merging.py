@@ -1,33 +1,26 @@
 """Registers and the merge: what a set of contributions adds up to.
 
 Knows no torch, keys or ledger: numpy on integers. Invariants: adding and removing are exact in any order, so a register
-is a function of the set of updates in it; a merge is a function of registers, weights and recipe, and gives the same
-bytes on every machine. Why it does: the weighted sum is an exact int64; its conversion to float64 is one correctly
-rounded step (sums beyond 2^53 included), as are the square root, the division and the rounding to float32 (IEEE 754);
-each coordinate is on its own, so no order of additions exists; a quotient of integers is never -0.0 or subnormal.
+is a function of the set of updates in it; a merge is a function of registers, weights and recipe (`contrib.recipes`), and
+gives the same bytes on every machine.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from contrib.errors import MergeRefused
 from protocol.ids import Digest, MemberId
-from protocol.sparse import UNIT_BITS, SparseUpdate
+from protocol.sparse import SparseUpdate
 
 MAX_UNITS = 2**62  # a register's coordinate; one update adds less than 2^47, so int64 never wraps before the check
 MAX_WEIGHT = 2**20
 MAX_WEIGHTS = 2**30  # all members together: `total * sent` stays an exact int64
-
-Units: TypeAlias = npt.NDArray[np.int64]
-Divisor: TypeAlias = Callable[[Units, int], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,23 +84,6 @@ def _shifted(register: Register, updates: Iterable[SparseUpdate], sign: int) -> 
     return Register(units=units, counts=counts)
 
 
-def _contributors(sent: Units, _total: int) -> npt.NDArray[np.float64]:
-    return sent.astype(np.float64)
-
-
-def _between(sent: Units, total: int) -> npt.NDArray[np.float64]:
-    return np.sqrt((sent * total).astype(np.float64))
-
-
-def _members(sent: Units, total: int) -> npt.NDArray[np.float64]:
-    return np.full(len(sent), float(total), dtype=np.float64)
-
-
-RECIPES: Mapping[str, Divisor] = MappingProxyType(
-    {"contributor-mean/1": _contributors, "sqrt-mean/1": _between, "member-mean/1": _members}
-)
-
-
 def merge(
     recipe: str,
     registers: Mapping[MemberId, Register],
@@ -115,51 +91,44 @@ def merge(
     members: int,
     coordinates: int,
 ) -> npt.NDArray[np.float32]:
-    """Return the merged adapter vector [P] of the registers of a cut.
-
-    With S(c) the members that sent coordinate c, u their sums, w their weights and W the weight of all members:
-    contributor-mean is sum(w*u) / sum over S(c) of w; member-mean is sum(w*u) / W; sqrt-mean, between the two, is
-    sum(w*u) / sqrt(W * sum over S(c) of w), which is 1/sqrt(n*c) for equal weights. A coordinate nobody sent is 0.0.
+    """Return the merged adapter vector [P] of the registers of a cut, by a recipe of `contrib.recipes`.
 
     Args:
-        recipe: a name in `RECIPES`; the charter chooses it.
+        recipe: its text; the charter chooses it.
         registers: by member; one that is missing or empty has sent nothing.
         weights: of every member with a seat, from the charter, never from a sender.
         members: how many seats there are; `weights` must name as many.
         coordinates: P of the epoch.
 
     Raises:
-        MergeRefused: an unknown recipe, weights that do not fit, another P, or a sum over int64.
+        MergeRefused: an unknown recipe or one that needs more, weights that do not fit, another P, or a sum over int64.
     """
-    divisor = RECIPES.get(recipe)
-    if divisor is None:
-        raise MergeRefused(f"couldn't merge: unknown recipe {recipe!r}")
-    total = _total_weight(registers, weights, members)
-    sums = np.zeros(coordinates, dtype=np.int64)
-    sent = np.zeros(coordinates, dtype=np.int64)
-    bound = 0
-    for member, register in registers.items():
-        if len(register.units) != coordinates:
-            raise MergeRefused(f"couldn't merge: a register of {len(register.units)} coordinates, not {coordinates}")
-        weight = weights[member]
-        bound += weight * max(int(register.units.max(initial=0)), -int(register.units.min(initial=0)))
-        if bound >= 2**63:
-            raise MergeRefused("couldn't merge: the weighted sum could leave 64 bits")
-        sums += register.units if weight == 1 else register.units * weight
-        sent += (register.counts > 0) * np.int64(weight)
-    scaled = divisor(np.maximum(sent, 1), total) * float(2**UNIT_BITS)
-    return (sums.astype(np.float64) / scaled).astype(np.float32)
+    from contrib import recipes  # they are built on the registers above
+
+    return recipes.merge(recipe, registers, weights, members, coordinates)
 
 
-def _total_weight(registers: Mapping[MemberId, Register], weights: Mapping[MemberId, int], members: int) -> int:
+def check(
+    registers: Mapping[MemberId, Register], weights: Mapping[MemberId, int], members: int, coordinates: int
+) -> None:
+    """Refuse what no recipe merges.
+
+    Raises:
+        MergeRefused: weights that do not fit, another P, or a weighted sum that could leave int64.
+    """
     if len(weights) != members or not registers.keys() <= weights.keys():
         raise MergeRefused(f"couldn't merge: weights of exactly the {members} members are expected")
     if not all(1 <= weight <= MAX_WEIGHT for weight in weights.values()):
         raise MergeRefused(f"couldn't merge: a weight is not in 1..{MAX_WEIGHT}")
-    total = sum(weights.values())
-    if total > MAX_WEIGHTS:
+    if sum(weights.values()) > MAX_WEIGHTS:
         raise MergeRefused(f"couldn't merge: the weights sum to more than {MAX_WEIGHTS}")
-    return total
+    bound = 0
+    for member, register in registers.items():
+        if len(register.units) != coordinates:
+            raise MergeRefused(f"couldn't merge: a register of {len(register.units)} coordinates, not {coordinates}")
+        bound += weights[member] * max(int(register.units.max(initial=0)), -int(register.units.min(initial=0)))
+        if bound >= 2**63:
+            raise MergeRefused("couldn't merge: the weighted sum could leave 64 bits")
 
 
 def register_digest(register: Register) -> Digest:

@@ -21,6 +21,8 @@ from protocol.sparse import SparseUpdate
 
 RULES = SELECTIONS
 DEFAULT_RULE = "fisher-r2"
+ROW_RULE = "fisher-r2-rows"
+ROW = 16  # coordinates; the codec's grid has the same rows, and at rank 16 a row is one output neuron of a module
 
 Vector: TypeAlias = npt.NDArray[np.float32]
 
@@ -54,13 +56,25 @@ def most_sent(coordinates: int, density_ppm: int) -> int:
     return min(coordinates, -(-coordinates * density_ppm // 1_000_000))
 
 
+def rule_for(value_bits: int) -> str:
+    """The rule a member chooses by when values have so many bits: signs alone pay in whole rows (contrib/LOG.md)."""
+    return ROW_RULE if value_bits == 1 else DEFAULT_RULE
+
+
+def block_for(value_bits: int) -> int:
+    """Values that share a scale when a charter does not say: one bit is a sign, so each row has its own magnitude."""
+    return ROW if value_bits == 1 else 256
+
+
 def select(
     fisher: Vector, residual: Vector, density_ppm: int, rule: str = DEFAULT_RULE, *, seed: int = 0
 ) -> npt.NDArray[np.uint32]:
     """Return the coordinates to send [k], ascending: the most salient ones, never one whose residual is zero.
 
     `fisher-r2` is the expected loss change of leaving a coordinate out, F*r^2 with the diagonal empirical Fisher
-    (Optimal Brain Damage, LeCun et al. 1990). The others exist to be compared with it; `random` alone uses `seed`.
+    (Optimal Brain Damage, LeCun et al. 1990). `fisher-r2-rows` takes whole rows of `ROW` coordinates, and of the last row
+    what fits: those where a sign for each coordinate and one magnitude for all of them remove most of it. The others
+    exist to be compared with these; `random` alone uses `seed`.
 
     Args:
         fisher: diagonal empirical Fisher [P], not negative.
@@ -77,6 +91,8 @@ def select(
     if not (bool(np.isfinite(residual).all()) and bool(np.isfinite(fisher).all()) and bool((fisher >= 0).all())):
         raise SelectionRefused("couldn't choose coordinates: a value is not finite; train again at a lower rate")
     candidates = np.flatnonzero(residual)
+    if rule == ROW_RULE:
+        return _top_rows(fisher, residual, candidates, most_sent(len(residual), density_ppm)).astype(np.uint32)
     saliency = _saliency(rule, fisher[candidates].astype(np.float64), residual[candidates].astype(np.float64), seed)
     return candidates[_top(saliency, most_sent(len(residual), density_ppm))].astype(np.uint32)
 
@@ -108,6 +124,43 @@ def _top(saliency: npt.NDArray[np.float64], most: int) -> npt.NDArray[np.int64]:
     return np.flatnonzero(chosen)
 
 
+def _top_rows(fisher: Vector, residual: Vector, candidates: npt.NDArray[np.intp], most: int) -> npt.NDArray[np.intp]:
+    """The first `most` of the candidates when rows stand by saliency and, of equal ones, by index; ascending."""
+    if not len(candidates):
+        return candidates
+    saliency = row_saliency(fisher, residual)
+    place = np.empty(len(saliency), dtype=np.int64)
+    place[np.argsort(-saliency, kind="stable")] = np.arange(len(saliency))
+    return np.sort(candidates[np.argsort(place[candidates // ROW], kind="stable")[:most]])
+
+
+def row_saliency(fisher: Vector, residual: Vector) -> npt.NDArray[np.float64]:
+    """What a row's signs and its best single magnitude remove of sum F*r^2 [ceil(P / ROW)]: (sum F|r|)^2 / sum F.
+
+    It is the maximum over s of sum F*r^2 - sum F*(|r| - s)^2, at s = sum F|r| / sum F.
+    """
+    starts = np.arange(0, len(fisher), ROW)
+    weights = fisher.astype(np.float64)
+    moved = np.add.reduceat(weights * np.abs(residual.astype(np.float64)), starts)
+    total = np.add.reduceat(weights, starts)
+    return np.divide(np.square(moved), total, out=np.zeros(len(starts)), where=total > 0)
+
+
+def flattened(indices: npt.NDArray[np.uint32], values: Vector) -> Vector:
+    """`values` [k] with one magnitude for all that stand in one row, the mean of theirs; signs stay.
+
+    One bit a value says a sign and nothing else, so that this is what a row of them can say (signSGD with a scale,
+    Karimireddy et al. 2019, arXiv 1901.09847); a codec that is given it leaves no coordinate out.
+    """
+    if not len(indices):
+        return values
+    sizes = np.abs(values.astype(np.float64))
+    starts = np.flatnonzero(np.diff(indices // ROW, prepend=-1))
+    counts = np.diff(starts, append=len(indices))
+    means = np.add.reduceat(sizes, starts) / counts
+    return np.copysign(np.repeat(means, counts), values).astype(np.float32)
+
+
 def squared_norm(update: SparseUpdate) -> int:
     """The sum of the squared units: an exact integer, however large."""
     size = np.abs(update.units)
@@ -132,16 +185,18 @@ def make(
 ) -> Made:
     """Select, quantise and encode one update of `residual` [P].
 
-    What was published is `update.values()`, not the residual at these coordinates: the sender subtracts the former.
+    What was published is `update.values()`, not the residual at these coordinates: the sender subtracts the former. Whole
+    rows at one bit a value are `flattened` first.
 
     Raises:
         SelectionRefused: as `select`.
         Malformed: a value is too large for the format.
     """
     indices = select(fisher, residual, density_ppm, rule, seed=seed)
-    data = sparse.encode(
-        coordinates=len(residual), indices=indices, values=residual[indices], bits=value_bits, block=block
-    )
+    values = residual[indices]
+    if rule == ROW_RULE and value_bits == 1:
+        values = flattened(indices, values)
+    data = sparse.encode(coordinates=len(residual), indices=indices, values=values, bits=value_bits, block=block)
     update = sparse.decode(data, coordinates=len(residual), max_sent=len(indices))
     return Made(data=data, update=update, norm_micro=norm_micro(update))
 

@@ -1,13 +1,16 @@
 """The child process that holds the model: `python -m contrib.worker`, JSON lines in on stdin and out on stdout.
 
     {"id":1,"job":"load","model":FOLDER,"spec":{..},"threads":1}
-    {"id":2,"job":"train",..,"view":FILE|null,"settings":{..},"out":FOLDER}
+    {"id":2,"job":"train",..,"view":FILE|null,"settings":{..},"tuning":{..}|null,"moments":FILE|null,"out":FOLDER}
     {"id":3,"job":"evaluate",..,"views":{NAME:FILE|null},"max_rows":200,"length":64,"batch":8}
 
 Both have `"rows":FILE,"datasets":[..],"permits":{DATASET:{..}},"key":HEX|null`: what may be read (`contrib.permit`; a data
 set without a permit is refused), and the data key of sealed rows. The key is kept for the job alone and repeated nowhere.
 
-Every job answers with events that carry its id: any number of "step", "fisher" or "view", then one "done" or "error"
+`tuning` asks for a run that is tuned and stopped early on training rows kept for it (`contrib.tuning.Wish`); `moments` is
+what an earlier run left, and counts as absent when it cannot be read or is of another adapter.
+
+Every job answers with events that carry its id: any number of "trial", "step", "fisher" or "view", then one "done" or "error"
 (with `code` and `message`). A job that fails leaves the worker as it was. The worker ends when stdin does; it has no
 signal handlers, so a kill costs the job that runs and nothing else: results appear under their names when complete.
 
@@ -29,15 +32,20 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
+from contrib import tuning
 from contrib.adapters import AdapterSpec, Vector
 from contrib.encoding import MIN_LENGTH
 from contrib.errors import BadAdapter, BadJob
+from contrib.tuning import Wish
 from protocol.errors import FishernetError
 
 if TYPE_CHECKING:
+    from contrib.encoding import Encoded
     from contrib.learner import Learner
     from contrib.permit import Permit
     from contrib.rows import RowStore
+    from contrib.training import Moments, Settings
+    from contrib.tuning import Trial
 
 Job = Mapping[str, Any]
 Emit = Callable[..., None]
@@ -128,35 +136,99 @@ def _fault(error: Exception) -> str:
 
 
 def _train(learner: Learner, job: Job, emit: Emit) -> None:
-    from contrib import fisher, training
+    from contrib import fisher, searching, training
 
     began = time.monotonic()
-    settings = _settings(job.get("settings", {}))
-    out, view = _path(job, "out"), _view(job.get("view"))
+    settings, wish = _settings(job.get("settings", {})), _wish(job.get("tuning"))
+    out, view, moments = _path(job, "out"), _view(job.get("view")), _moments(job.get("moments"), learner.coordinates)
+    measured: list[Encoded] = []
     with _opened(job) as store:
-        sequences = training.draw(store, _names(job), learner.codec, settings, _permits(job))
+        names, permits = _names(job), _permits(job)
+        if wish:
+            measured = searching.tuning_sequences(store, names, learner.codec, settings, permits, wish)
+        tunes = len(measured) >= tuning.LEAST_SEQUENCES
+        longest = tuning.MOST_STEPS if wish and wish.steps else settings.steps
+        drawn = dataclasses.replace(settings, steps=longest)
+        sequences = training.draw(store, names, learner.codec, drawn, permits, spare=tunes)
+    trials = None
+    if wish and tunes:
+        settings, trials = _tuned(learner, sequences, measured, view, settings, wish, moments, emit)
     run = training.train(
         learner,
         sequences,
         view,
         settings,
-        on_step=lambda step, loss: emit("step", step=step, steps=settings.steps, loss=round(loss, 4)),
+        moments=moments,
+        watch=searching.watch(learner, measured, settings.steps) if tunes else None,
+        on_step=_steps(emit, settings.steps),
     )
     several = sequences[: settings.fisher_sequences]
-    felt = fisher.diagonal(
-        learner, several, run.theta, on_sequence=lambda done: emit("fisher", step=done, steps=len(several))
+    felt = (
+        fisher.diagonal(
+            learner, several, run.theta, on_sequence=lambda done: emit("fisher", step=done, steps=len(several))
+        )
+        if several
+        else run.moments.fisher()
     )
     out.mkdir(parents=True, exist_ok=True)
     files = {"theta": _save(out / "theta.npy", run.theta), "fisher": _save(out / "fisher.npy", felt)}
+    files["moments"] = _save(out / "moments.npy", training.packed(run.moments))
     emit(
         "done",
         **files,
-        steps=settings.steps,
+        steps=run.steps,
+        lr=settings.lr,
+        planned=settings.steps,
+        resumed=moments is not None,
+        trials=trials,
+        untuned=wish is not None and not tunes,
+        curve=[[point.step, round(point.loss, 4)] for point in run.curve],
         tokens=run.tokens,
         first_loss=round(run.losses[0], 4),
         last_loss=round(run.losses[-1], 4),
         seconds=round(time.monotonic() - began, 3),
     )
+
+
+def _tuned(
+    learner: Learner,
+    sequences: list[Encoded],
+    measured: list[Encoded],
+    view: Vector | None,
+    settings: Settings,
+    wish: Wish,
+    moments: Moments | None,
+    emit: Emit,
+) -> tuple[Settings, list[dict[str, object]] | None]:
+    """The settings that a search gives, and its trials as they are told; the settings as they are when none is wished."""
+    from contrib import searching
+
+    if not wish.searches:
+        return settings, None
+    made: list[dict[str, object]] = []
+
+    def on_trial(number: int, trial: Trial) -> None:
+        curve = [[point.step, round(point.loss, 4)] for point in trial.curve]
+        made.append({"lr": trial.lr, "curve": curve})
+        emit("trial", trial=number, most=tuning.MOST_TRIALS if wish.rate else 1, lr=trial.lr, curve=curve)
+
+    steps = tuning.MOST_STEPS if wish.steps else settings.steps
+    choice = searching.search(
+        learner,
+        sequences,
+        measured,
+        view,
+        settings,
+        wish,
+        moments=moments,
+        on_step=lambda step, loss: emit("step", step=step, steps=steps, loss=round(loss, 4), trial=len(made) + 1),
+        on_trial=on_trial,
+    )
+    return dataclasses.replace(settings, lr=choice.lr, steps=choice.steps), made
+
+
+def _steps(emit: Emit, steps: int) -> Callable[[int, float], None]:
+    return lambda step, loss: emit("step", step=step, steps=steps, loss=round(loss, 4))
 
 
 def _evaluate(learner: Learner, job: Job, emit: Emit) -> None:
@@ -199,6 +271,32 @@ def _settings(value: object) -> Any:
         if isinstance(given, bool) or not isinstance(given, int if kinds[name] is int else (int, float)):
             raise BadJob(f"couldn't take settings: {name} must be a number")
     return Settings(**value)
+
+
+def _wish(value: object) -> Wish | None:
+    """What is to be tuned; None: nothing, and the run ends when its steps are done."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not set(value) <= {"rate", "steps", "sequences"}:
+        raise BadJob("couldn't take tuning: an object of rate, steps and sequences is expected")
+    rate, steps, sequences = value.get("rate", False), value.get("steps", False), value.get("sequences", 16)
+    if not (type(rate) is type(steps) is bool and type(sequences) is int):
+        raise BadJob("couldn't take tuning: rate and steps are true or false, sequences is a number")
+    return Wish(rate=rate, steps=steps, sequences=sequences)
+
+
+def _moments(file: object, coordinates: int) -> Moments | None:
+    """What an earlier run left, if it is there and of this adapter: a run without it begins anew, which costs a few steps."""
+    from contrib import training
+
+    if file is None:
+        return None
+    if not isinstance(file, str):
+        raise BadJob("couldn't run job: moments must be a path or null")
+    try:
+        return training.unpacked(np.load(file, allow_pickle=False), coordinates)
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def _names(job: Job) -> list[str]:

@@ -1,28 +1,30 @@
 """Changes of a charter: from one valid charter to the next, by one decided amendment.
 
-`add`, `role` and `remove` concern seats, `set` a rule, `succeed` gives a seat to another key of its owner. Pure; knows no
-feed, so what a succession claims about the old feed (its length, the recovery key it committed to) is checked by
+`add`, `role` and `remove` concern seats, `set` a rule, `succeed` gives a seat to another key of its owner, `forget` takes
+contributions out of later releases and leaves the charter as it is. Pure; knows no feed, so what a succession claims about the
+old feed (its length, the recovery key it committed to) is checked by
 `ledger.rules`. Law: the outcome is a valid charter, or the change is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Final
 
-from ledger import succession
+from ledger import forgetting, succession
 from ledger.charter import Charter, Former, Member, default_faults, parse, read_member
 from ledger.errors import BadCharter
 from protocol.canon import Json
 from protocol.ids import MemberId, as_hex
 
-_CHANGES: Final[Mapping[str, set[str]]] = {
+_CHANGES: Final[Mapping[str, Set[str]]] = {
     "add": {"op", "member"},
     "role": {"op", "member"},
     "remove": {"op", "id"},
     "set": {"op", "field", "value"},
     "succeed": succession.CHANGE,
+    forgetting.OP: forgetting.CHANGE,
 }
 MAX_ROTATIONS: Final = 32  # half of what a seat can hold: a thief cannot rotate until no recovery fits
 _SETTABLE: Final = frozenset(
@@ -33,9 +35,10 @@ _SETTABLE: Final = frozenset(
 def amended(charter: Charter, change: Mapping[str, Json]) -> Charter:
     """The charter after one decided change.
 
-    `change` is `{"op": "add"|"remove"|"role", ...}` for seats, `{"op": "set", "field": ..., "value": ...}` for rules, or
-    `{"op": "succeed", ...}` (`ledger.succession`). A change of base or adapter starts a new epoch. The default faults
-    follow the number of voters unless set apart. A seat without `organisation` keeps the one it has, else its name.
+    `change` is `{"op": "add"|"remove"|"role", ...}` for seats, `{"op": "set", "field": ..., "value": ...}` for rules,
+    `{"op": "succeed", ...}` (`ledger.succession`) or `{"op": "forget", ...}` (`ledger.forgetting`). A change of base or adapter
+    starts a new epoch. The default faults follow the number of voters unless set apart. A seat without `organisation` keeps the
+    one it has, else its name.
 
     Raises:
         BadCharter: unknown operation, or the outcome is not a valid charter.
@@ -58,6 +61,9 @@ def amended(charter: Charter, change: Mapping[str, Json]) -> Charter:
         if gone not in seats:
             raise BadCharter(f"couldn't amend charter: {gone[:12]} has no seat")
         return _seated(charter, {k: v for k, v in seats.items() if k != gone})
+    if op == forgetting.OP:
+        forgetting.read_change(change)
+        return charter
     if op == "succeed":
         return _succeeded(charter, seats, succession.read_change(change))
     field = change["field"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from ledger.errors import BadCharter
@@ -21,6 +21,7 @@ ROLES: Final = ("contributor", "endorser", "auditor")
 MAX_MEMBERS: Final = 256
 MAX_COORDINATES: Final = 1 << 28
 MAX_WAS: Final = 64
+VALUE_BITS: Final = (1, 2, 3, 4, 8)  # those of the sparse update, whose module needs numpy
 LEFT: Final = ("rotation", "recovery")
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,64}\Z")
 _TARGET = re.compile(r"[A-Za-z0-9_.\-]{1,64}\Z")
@@ -151,6 +152,9 @@ class Charter:
     faults: int
     epoch: int = 0
     witness: Witness = Witness()
+    _known: dict[str, Digest] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # digests, once asked for
 
     @property
     def voters(self) -> tuple[Member, ...]:
@@ -183,13 +187,17 @@ class Charter:
     @property
     def epoch_id(self) -> Digest:
         """Names the fixed base, adapter shape and frozen part within which registers grow."""
-        whole = self.to_json()
-        return digest_of({"base": whole["base"], "adapter": whole["adapter"], "epoch": self.epoch})
+        if "epoch" not in self._known:
+            whole = self.to_json()
+            self._known["epoch"] = digest_of({"base": whole["base"], "adapter": whole["adapter"], "epoch": self.epoch})
+        return self._known["epoch"]
 
     @property
     def digest(self) -> Digest:
         """SHA-256 of the canonical charter."""
-        return digest_of(self.to_json())
+        if "charter" not in self._known:
+            self._known["charter"] = digest_of(self.to_json())
+        return self._known["charter"]
 
     def to_json(self) -> dict[str, Json]:
         """The canonical object. Law: `parse(c.to_json()) == c`."""
@@ -253,10 +261,10 @@ def parse(value: Json) -> Charter:
     names = tuple(_target(t) for t in targets)
     if len(set(names)) != len(names):
         raise BadCharter("couldn't read charter: adapter.targets names a module twice")
-    bits = _int(update, "value_bits", 4, 8)
+    bits = _int(update, "value_bits", min(VALUE_BITS), max(VALUE_BITS))
     block = _int(update, "block", 16, 4096)
-    if bits not in {4, 8} or block & (block - 1):
-        raise BadCharter("couldn't read charter: value_bits is 4 or 8, block a power of two")
+    if bits not in VALUE_BITS or block & (block - 1):
+        raise BadCharter("couldn't read charter: value_bits is 1, 2, 3, 4 or 8, block a power of two")
     members = _members(whole["members"])
     charter = Charter(
         name=_text(whole["name"], "name"),

@@ -51,6 +51,11 @@ class Collective(Standing):
         self.sources[source.event] = source
         if header.type == events.Committed.TYPE:
             self.seen_by_commit[source.event] = {s.member: s.seq + 1 for s in header.seen}
+        named = self._named.setdefault(header.member, {})
+        for seen in header.seen:
+            named[seen.member] = max(named.get(seen.member, 0), seen.seq + 1)
+        if header.type == events.Published.TYPE:
+            self.seen_by_publish[source.event] = dict(named)
         if header.type not in events.TYPES:
             self.unknown_types[header.type] = self.unknown_types.get(header.type, 0) + 1
             return
@@ -93,6 +98,8 @@ class Collective(Standing):
             case events.ErasureRequested():
                 for contribution in event.contributions:
                     self.forgotten.setdefault(contribution, set()).add(source)
+                if event.scope == events.WITHDRAWN:
+                    self.withdrawals[source.event] = event.deadline
             case events.Verdict():
                 self._tally(event.height).judge(source, event)
             case events.Proposed():

@@ -7,7 +7,7 @@ leads to recomputes it. Law: `parse(v.to_json()) == v`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from ledger.errors import BadValue
@@ -62,6 +62,11 @@ class Place:
     height: int
     parent: Digest
     heads: tuple[FeedHead, ...]
+    _sizes: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Look heads up by member: `size_of` is asked for every contribution of every feed."""
+        object.__setattr__(self, "_sizes", {h.member: h.size for h in self.heads})
 
     def to_json(self) -> dict[str, Json]:
         """The keys shared by both kinds."""
@@ -76,7 +81,7 @@ class Place:
 
     def size_of(self, member: str) -> int:
         """How many entries of a member's feed lie in the causal past; 0 for a feed not named."""
-        return next((h.size for h in self.heads if h.member == member), 0)
+        return self._sizes.get(member, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

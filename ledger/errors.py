@@ -5,6 +5,7 @@
     ├── BadChain                    entries that do not continue the feed they claim to belong to
     ├── BadCharter                  a charter or amendment that breaks a rule of its own form
     ├── BadEvent                    an event body that is not what its type says
+    ├── BadBundle                   a proof that something was forgotten does not show it
     ├── BadValue                    a proposed decision (release cut or amendment) that does not parse
     ├── ForkSeen                    two signed statements of one feed that cannot both be true; carries the proof
     └── FeedFrozen                  the feed was proven forked before: nothing of it is taken any more
@@ -52,6 +53,12 @@ class BadEvent(Refused):
     """The event's type is unknown or its body malformed."""
 
     code: ClassVar[str] = "bad-event"
+
+
+class BadBundle(Refused):
+    """The file is no proof that something was forgotten, or a part of it does not show what it should."""
+
+    code: ClassVar[str] = "bad-bundle"
 
 
 class BadValue(Refused):

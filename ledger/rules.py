@@ -12,15 +12,20 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from ledger import forgetting, objecting
 from ledger.amending import amended
 from ledger.collective import Collective, Contribution, leaf_at
 from ledger.cuts import MAX_LIST, Amendment, Cut, Exclusion, FeedHead, Last, Place, Value
+from ledger.precedence import came_first
 from protocol.errors import Refused
 from protocol.ids import Digest, EventId, MemberId
 
-WORSE = "worse"  # reason of a first vote: our own held-out loss rose by more than the charter tolerates
-REFUSED = "refused"  # reason of an exclusion by soft objections
-ERASED = "erased"  # reason of one that the contribution's own author asked for; every other reason is a hard fault of the blob
+WORSE, REFUSED = objecting.WORSE, objecting.REFUSED
+objections = objecting.objections
+ERASED = forgetting.ERASED  # reason of one that the contribution's own author asked for
+FORGOTTEN = forgetting.FORGOTTEN  # reason of one that a quorum decided on
+COPIED = "copied"  # reason of one that another member had sent before; the evidence is that contribution
+PROVEN = frozenset({REFUSED, ERASED, FORGOTTEN})  # by entries; every other reason is a hard fault of the blob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +121,8 @@ def _check_amendment(collective: Collective, value: Amendment) -> Check:
         amended(collective.charter, value.change)
     except Refused:
         return Unfit(reason="amendment-invalid")
+    if forgetting.too_many(collective, value.change):
+        return Unfit(reason="too-many-forgotten")
     return Fits()
 
 
@@ -148,27 +155,37 @@ def _new_exclusions(collective: Collective, cut: Cut, previous: Cut | None) -> t
     """The exclusions that claim a fault of the blob, once every other one is proven by the ledger or carried over."""
     carried = {x.event: x for x in previous.excluded} if previous else {}
     mine = {c.event for taken in collective.covered(cut.place, cut.epoch).values() for c in taken}
-    asked = erased(collective, cut.place)
+    asked, told = erased(collective, cut.place), decided(collective, cut.place)
     hard: list[Exclusion] = []
     for exclusion in cut.excluded:
         if carried.pop(exclusion.event, None) == exclusion:
             continue
         request = asked.pop(exclusion.event, None)  # left out is left out, whatever the reason
+        proposal = told.pop(exclusion.event, None)
         if exclusion.event not in mine:
             return Unfit(reason="exclusion-outside-cut")
-        if exclusion.reason == REFUSED:
-            if not _refused(collective, cut.place, exclusion):
-                return Unfit(reason="exclusion-without-evidence")
-        elif exclusion.reason == ERASED:
-            if request is None or exclusion.evidence != (request,):
-                return Unfit(reason="exclusion-without-evidence")
-        elif exclusion.evidence:  # the blob itself is the proof, and everybody looks at it
-            return Unfit(reason="exclusion-with-evidence")
-        else:
+        if exclusion.reason not in PROVEN | {COPIED} and exclusion.evidence:
+            return Unfit(reason="exclusion-with-evidence")  # the blob itself is the proof, and everybody looks at it
+        if not _borne_out(collective, cut, exclusion, request, proposal):
+            return Unfit(reason="exclusion-without-evidence")
+        if exclusion.reason not in PROVEN:
             hard.append(exclusion)
-    if carried or asked:
-        return Unfit(reason="exclusion-forgotten" if carried else "erasure-ignored")
+    if carried or asked or told:
+        return Unfit(reason="exclusion-forgotten" if carried else "erasure-ignored" if asked else "forgetting-ignored")
     return tuple(hard)
+
+
+def _borne_out(
+    collective: Collective, cut: Cut, exclusion: Exclusion, request: EventId | None, proposal: EventId | None
+) -> bool:
+    """Whether the ledger bears an exclusion out, as far as it can tell without blobs."""
+    if exclusion.reason == REFUSED:
+        return objecting.exclusion(collective, cut.place, exclusion.event) == exclusion
+    if exclusion.reason == ERASED:
+        return request is not None and exclusion.evidence == (request,)
+    if exclusion.reason == FORGOTTEN:
+        return proposal is not None and exclusion.evidence == (proposal,)
+    return exclusion.reason != COPIED or _copied(collective, cut, exclusion)
 
 
 def witnessed(collective: Collective, contribution: Contribution, within: Callable[[MemberId], int]) -> bool:
@@ -207,17 +224,7 @@ def last_of(collective: Collective, where: Place) -> tuple[Last, ...]:
 
 def refused(collective: Collective, sizes: Mapping[MemberId, int]) -> tuple[Exclusion, ...]:
     """New exclusions that follow from the soft objections inside the given feed sizes: more than n - q members object."""
-    where = place(collective, sizes)
-    cut = collective.current_cut()
-    old = {x.event for x in cut.excluded} if cut else set()
-    found = []
-    for contribution in collective.pending():
-        if contribution.event in old or contribution.source.seq >= where.size_of(contribution.member):
-            continue
-        evidence = objections(collective, where, contribution.event)
-        if len(evidence) > len(collective.charter.voters) - collective.charter.quorum:
-            found.append(Exclusion(event=contribution.event, reason=REFUSED, evidence=tuple(sorted(evidence.values()))))
-    return tuple(sorted(found, key=lambda x: x.event))
+    return objecting.refused(collective, place(collective, sizes))
 
 
 def erased(collective: Collective, where: Place) -> dict[EventId, EventId]:
@@ -230,7 +237,7 @@ def erased(collective: Collective, where: Place) -> dict[EventId, EventId]:
         return {}
     previous = collective.current_cut()
     old = {x.event for x in previous.excluded} if previous else set()
-    used = Counter(collective.owner(collective.sources[event].member, where.height) for event in old)
+    used = Counter(collective.owner(collective.sources[event].member, where.height) for event in _own(previous))
     found: dict[EventId, EventId] = {}
     for seat, taken in collective.covered(where, collective.charter.epoch_id).items():
         asked = {c.event: _requests(collective, where, c) for c in taken if c.event not in old}
@@ -239,12 +246,29 @@ def erased(collective: Collective, where: Place) -> dict[EventId, EventId]:
     return found
 
 
+def decided(collective: Collective, where: Place) -> dict[EventId, EventId]:
+    """Contributions that a cut at `where` has to leave out because a quorum decided so before it, with the proposal."""
+    told = forgetting.decided(collective, where.height)
+    if not told:
+        return {}
+    previous = collective.current_cut()
+    old = {x.event for x in previous.excluded} if previous else set()
+    inside = {c.event for taken in collective.covered(where, collective.charter.epoch_id).values() for c in taken}
+    return {event: told[event].proposal for event in sorted(told.keys() & inside - old)}
+
+
+def owed(collective: Collective, where: Place) -> dict[EventId, Exclusion]:
+    """The exclusions that a cut at `where` newly has to make on request: of authors, and by decision."""
+    asked = {event: (ERASED, request) for event, request in erased(collective, where).items()}
+    for event, proposal in decided(collective, where).items():
+        asked.setdefault(event, (FORGOTTEN, proposal))
+    return {e: Exclusion(event=e, reason=reason, evidence=(why,)) for e, (reason, why) in asked.items()}
+
+
 def forgotten(collective: Collective) -> set[EventId]:
-    """What the next cut would have to leave out if it covered everything that is here."""
-    if not collective.forgotten:
-        return set()
+    """What the next cut would have to leave out on request if it covered everything that is here."""
     held = {m: n for m, n in collective.sizes.items() if m in collective.ever_members()}
-    return set(erased(collective, place(collective, held)))
+    return set(owed(collective, place(collective, held)))
 
 
 def containing(collective: Collective, events: Collection[EventId]) -> dict[int, Digest]:
@@ -260,10 +284,8 @@ def containing(collective: Collective, events: Collection[EventId]) -> dict[int,
 
 
 def superseded(collective: Collective) -> set[Digest]:
-    """Releases of this epoch with something in them that the newest one leaves out because its author asked for it."""
-    newest = collective.current_cut()
-    gone = {x.event for x in newest.excluded if x.reason == ERASED} if newest else set()
-    return set(containing(collective, gone).values())
+    """Releases of this epoch with something in them that the newest one leaves out on request."""
+    return set(forgetting.retired(collective))
 
 
 def share(collective: Collective) -> int:
@@ -271,36 +293,11 @@ def share(collective: Collective) -> int:
     return max(1, MAX_LIST // 2 // max(1, len(collective.charter.contributors)))
 
 
-def objections(collective: Collective, where: Place, event: EventId) -> dict[MemberId, EventId]:
-    """Voters whose verdicts at this height, inside the head vector, name the contribution; with the first such verdict."""
-    voters = {m.id for m in collective.charter.voters}
-    found: dict[MemberId, EventId] = {}
-    for member, by_candidate in collective.tally.verdicts.items():
-        if member not in voters:
-            continue
-        said = [
-            source.event
-            for source, verdict in by_candidate.values()
-            if source.seq < where.size_of(member) and any(o.event == event for o in verdict.objections)
-        ]
-        if said:
-            found[member] = min(said)
-    return found
-
-
 def contested(collective: Collective) -> set[EventId]:
-    """Contributions that a voter blames, once more than n - q voters found a candidate of this height worse.
-
-    The next proposer leaves them uncovered (they stay pending), so that members who blame different contributions do
-    not block those that nobody blames. One objector alone has no such effect.
-    """
-    charter, tally = collective.charter, collective.tally
-    voters = {m.id for m in charter.voters}
-    against = [sum(v.reason == WORSE for m, v in firsts.items() if m in voters) for firsts in tally.firsts.values()]
-    if max(against, default=0) <= len(voters) - charter.quorum:
-        return set()
-    verdicts = [v for m, by in tally.verdicts.items() if m in voters for _, v in by.values()]
-    return {o.event for verdict in verdicts for o in verdict.objections}
+    """Contributions that the next proposer leaves uncovered, because voters blame them without agreeing on any more."""
+    held = {m: n for m, n in collective.sizes.items() if m in collective.ever_members()}
+    settled = refused(collective, held) if collective.tally.firsts else ()
+    return objecting.contested(collective, frozenset(x.event for x in settled))
 
 
 def omitted(collective: Collective, me: MemberId, cut: Cut, held: Collection[Digest]) -> Contribution | None:
@@ -320,10 +317,21 @@ def omitted(collective: Collective, me: MemberId, cut: Cut, held: Collection[Dig
     return None
 
 
-def _refused(collective: Collective, where: Place, exclusion: Exclusion) -> bool:
-    evidence = objections(collective, where, exclusion.event)
-    enough = len(evidence) > len(collective.charter.voters) - collective.charter.quorum
-    return enough and tuple(sorted(evidence.values())) == exclusion.evidence
+def _own(previous: Cut | None) -> list[EventId]:
+    """What a cut leaves out and its author has caused: all but what others decided."""
+    return [x.event for x in previous.excluded if x.reason != FORGOTTEN] if previous else []
+
+
+def _copied(collective: Collective, cut: Cut, exclusion: Exclusion) -> bool:
+    """Whether the evidence is one contribution of another seat that the cut keeps and that came first."""
+    kept = {c.event: (m, c) for m, taken in collective.in_cut(cut).items() for c in taken}
+    covered = collective.covered(cut.place, cut.epoch)
+    copy = next(((m, c) for m, taken in covered.items() for c in taken if c.event == exclusion.event), None)
+    originals = [kept.get(event) for event in exclusion.evidence]
+    if copy is None or len(originals) != 1 or originals[0] is None:
+        return False
+    seat, original = originals[0]
+    return seat != copy[0] and came_first(collective, original, copy[1])
 
 
 def _requests(collective: Collective, where: Place, contribution: Contribution) -> set[EventId]:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Self
 
-from ledger import events
+from ledger import events, forgetting
 from ledger.amending import amended
 from ledger.charter import MAX_WAS, Charter, Member
 from ledger.cuts import Amendment, Cut, Place
@@ -42,6 +42,8 @@ class Standing:
         self.successions: dict[EventId, Statement] = {}
         self.sources: dict[EventId, Source] = {}
         self.seen_by_commit: dict[EventId, dict[MemberId, int]] = {}
+        self.seen_by_publish: dict[EventId, dict[MemberId, int]] = {}  # contribution -> all that its author had ever named
+        self._named: dict[MemberId, dict[MemberId, int]] = {}
         self.decisions: list[Decision] = []
         self.flaws: list[Flaw] = []
         self.double_votes: list[DoubleVote] = []
@@ -51,6 +53,7 @@ class Standing:
         self.forked: dict[MemberId, dict[MemberId, Source]] = {}
         self.ended: dict[MemberId, Source] = {}
         self.forgotten: dict[EventId, set[Source]] = {}  # contribution -> requests to erase that name it, by whomever
+        self.withdrawals: dict[EventId, int] = {}  # such requests that erase no rows -> their deadline, ms
         self._tallies: dict[int, Tally] = {}
         self._charters: list[Charter] = []
         self._seats: list[Mapping[MemberId, Member]] = []
@@ -297,7 +300,7 @@ class Standing:
             amended(self.charter, asked.change)
         except Refused:
             return False
-        return True
+        return not forgetting.too_many(self, asked.change)
 
 
 def _trusted(charter: Charter, feed: MemberId) -> int | None:

@@ -7,7 +7,9 @@ and returns JSON (shapes: cli/render.py). Invariant: whatever a command changes 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 from ledger import charter as charters
@@ -18,9 +20,9 @@ from node import config, control
 from node import session as sessions
 from node.audits import auditing
 from node.collective import charters as wishes
-from node.collective import reports, succeeding
+from node.collective import forgetting, reports, succeeding
 from node.collective.seat import Seat, now_ms
-from node.data import curating, erasing, granting
+from node.data import curating, erasing, granting, residual
 from node.errors import DaemonDown, NoCollective, NotAllowed
 from node.home import Home
 from node.session import Session
@@ -233,6 +235,41 @@ def _audit(home: Home, args: Args) -> Json:
     return auditing.run(home.ledger_db, home.blobs, CollectiveId(as_hex(collective)), options)
 
 
+# -- forgetting --------------------------------------------------------------------------------------------------------
+async def _forget(session: Session, args: Args) -> Json:
+    deadline = args.get("deadline")
+    rest = residual.nothing()  # what was learnt and not sent yet may come from the same rows
+    until = deadline if isinstance(deadline, int) else now_ms() + erasing.DEADLINE_MS
+    destroy = args.get("destroy") is True
+    told = forgetting.ask(session.need_seat(), _events(args), until, destroy=destroy, state=rest)
+    if session.daemon is None:
+        session.eraser().answer()  # the daemon does it after every change
+    return told
+
+
+async def _forget_state(session: Session, args: Args) -> Json:
+    return forgetting.state(session.need_seat().fold, _events(args))
+
+
+async def _forget_bundle(session: Session, args: Args) -> Json:
+    from node.audits import bundle_words, bundling
+    from node.files import write_new
+
+    if session.identity is None:
+        raise NotAllowed("couldn't make bundle: the key is not open")
+    seat, home, out = session.need_seat(), session.home, Path(str(args.get("out")))
+    session.store.heads(seat.collective)  # signs our own newest head, so that the file can show all of our feed
+    make = functools.partial(bundling.make, key=session.identity.key, ts=now_ms())
+    data, checked = await asyncio.to_thread(make, home.ledger_db, home.blobs, seat.collective, _events(args))
+    await asyncio.to_thread(write_new, out, data, mode=0o644)
+    return {"file": str(out), "bytes": len(data), "shown": bundle_words.described(checked)}
+
+
+def _events(args: Args) -> list[EventId]:
+    given = args.get("events")
+    return [EventId(as_hex(each, "event")) for each in given] if isinstance(given, list) else []
+
+
 COMMANDS: Final[Mapping[str, Command]] = {
     "collective.create": _create,
     "collective.show": _show,
@@ -246,11 +283,16 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "data.forget": curating.forget,
     "data.seal": curating.seal,
     **granting.COMMANDS,
+    "forget": _forget,
+    "forget.state": _forget_state,
+    "forget.bundle": _forget_bundle,
     "key.propose": _give_seat,
     "status": _status,
     "log": _log,
     "train.now": _train,
     "measure": _measure,
 }
-READING: Final = frozenset({"collective.show", "collective.requests", "data.list", "status", "log", *granting.READING})
+READING: Final = frozenset(
+    {"collective.show", "collective.requests", "data.list", "status", "log", "forget.state", *granting.READING}
+)
 LIVE: Final = frozenset({"train.now", "measure"})

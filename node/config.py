@@ -26,6 +26,7 @@ Listen = Annotated[str, StringConstraints(pattern=rf"^{_HOST}/tcp/\d{{1,5}}$")]
 Peer = Annotated[str, StringConstraints(pattern=rf"^{_HOST}/tcp/\d{{1,5}}/p2p/[1-9A-HJ-NP-Za-km-z]{{40,60}}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z ._-]{0,62}$")]
 Code = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
+AUTO: Final = "auto"
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _FORMS = {
     "name": "Clinic North: letters, digits, blanks, dots, dashes, at most 63",
@@ -84,18 +85,32 @@ class Train(_Section):
         default=True, description="Start a run by itself whenever there is something new to learn from or to."
     )
     rounds: int = Field(default=0, ge=0, description="Stop after this many runs of its own accord; 0 = never.")
-    steps: int = Field(
-        default=10, ge=1, le=100_000, description="Optimizer steps of one run; many short runs learn more."
+    steps: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = Field(
+        default=10,
+        description='Optimizer steps of one run; many short runs learn more. "auto" = searched for once in an epoch.',
     )
     batch: int = Field(default=4, ge=1, le=4096, description="Sequences in one step.")
     length: int = Field(default=64, ge=8, le=131_072, description="Tokens in one sequence.")
-    learning_rate: float = Field(default=0.004, gt=0, le=1, description="Peak learning rate of AdamW on the factor B.")
-    warmup: int = Field(default=5, ge=0, description="Steps until the peak is reached.")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        default=0.004,
+        description='Peak learning rate of AdamW on the factor B; "auto" = searched for once in an epoch, on own training rows.',
+    )
+    early_stop: bool = Field(
+        default=False,
+        description='End a run when its loss on an eighth of the rows, kept out of it, stops falling; with "auto" always so.',
+    )
+    keep_moments: bool = Field(
+        default=True,
+        description="Go on with what Adam knew after the last run of the epoch (it stays on this node) instead of anew.",
+    )
+    warmup: int = Field(
+        default=5, ge=0, description="Steps until the peak is reached, where Adam begins anew; at most half of a run."
+    )
     fisher_sequences: int = Field(
         default=16,
-        ge=1,
+        ge=0,
         le=4096,
-        description="Private sequences that estimate which coordinates matter; 16 to 64 are enough.",
+        description="Private sequences that estimate which coordinates matter, 16 to 64; 0 = Adam's own estimate, for nothing.",
     )
     seed: int = Field(
         default=1, ge=0, lt=2**53, description="Order of the rows; the same seed and rows give the same run."

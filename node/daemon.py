@@ -381,7 +381,8 @@ class Daemon:
 
     def _progress(self, event: Mapping[str, Json]) -> None:
         if event.get("event") == "step":
-            self.events.emit("train.step", step=event.get("step"), steps=event.get("steps"))
+            shown = {name: event.get(name) for name in ("step", "steps", "trial")}
+            self.events.emit("train.step", **shown)
 
     async def train_now(self, steps: int | None) -> Json:
         """One run, now (raises NotAllowed before the node is a working member)."""
@@ -389,8 +390,7 @@ class Daemon:
             raise NotAllowed(f"couldn't train: {self.seat.paused or 'the node is not ready yet'}")
         if self._epoch != self.seat.fold.charter.epoch_id:
             raise NotAllowed("couldn't train: the base of the new epoch is being loaded; try again in a moment")
-        config = self.config.train.model_copy(update={"steps": steps} if steps else {})
-        return await self.rounds.contribute(config, self._progress)
+        return await self.rounds.contribute(self.config.train, self._progress, steps=steps)
 
     async def measure(self) -> Json:
         """Our held-out losses, exact and for the operator only: base, first own adapter alone, every release."""

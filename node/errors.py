@@ -17,6 +17,7 @@
     │   └── JobRefused (Refused)    the child says no; `reason` is its code
     ├── ServingError                a request to a model cannot be answered
     │   ├── UnknownModel (Refused)  no model has this name here; `near` are names like it
+    │   │   └── ModelGone           it was withdrawn: something in it had to be forgotten; `successor` is without it
     │   ├── ContextTooLong (Refused) prompt and answer do not fit into what the model reads
     │   ├── BadVector (Refused)     an adapter vector is not what its name says
     │   ├── BadKey (Refused)        the API key is unknown, has expired or was revoked
@@ -26,6 +27,7 @@
     │       └── TooFast             the API key's rate is used up for now
     ├── ExportError (Refused)       a release cannot be written for other programs
     │   ├── UnknownRelease          no release has this name here
+    │   ├── ReleaseGone             it was withdrawn: something in it had to be forgotten
     │   ├── NotRecomputable         its model does not follow from what this home holds
     │   └── CannotSign              no signer, or none that takes this key
     ├── AskError                    a model server gave no answer to `fishernet chat`
@@ -204,6 +206,17 @@ class UnknownModel(ServingError, Refused):
         self.near = near
 
 
+class ModelGone(UnknownModel):
+    """The version was withdrawn because something in it had to be forgotten."""
+
+    code: ClassVar[str] = "model_gone"
+
+    def __init__(self, message: str, *, name: str, successor: str, hint: str = "") -> None:
+        """Keep its name, and the version without what was forgotten as `name@digest` ("": who asks may not see it)."""
+        super().__init__(message, near=(successor,) if successor else (), hint=hint)
+        self.name, self.successor = name, successor
+
+
 class ContextTooLong(ServingError, Refused):
     """Prompt and answer together are longer than what the model reads."""
 
@@ -271,6 +284,12 @@ class UnknownRelease(ExportError):
     """No release, or more than one, has this name here."""
 
     code: ClassVar[str] = "unknown-release"
+
+
+class ReleaseGone(ExportError):
+    """The release was withdrawn because something in it had to be forgotten, and its deadline has passed."""
+
+    code: ClassVar[str] = "release-gone"
 
 
 class NotRecomputable(ExportError):

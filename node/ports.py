@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +94,19 @@ class ServedModel:
     spec: Mapping[str, Json] | None = None  # the adapter's shape when it is not the charter's
     owner: str = ""  # organisation or member: requests of one owner share its part of the machine
     base: Digest | None = None  # the base that an adapter was made for; None: the one that is served
+    retires: int | None = None  # ms since 1970: withdrawn then, because something in it was forgotten
+    successor: str = ""  # name@digest of the version to ask for instead of one that retires
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retiring:
+    """A release with something in it that was forgotten: served until a time to whoever asks for it, or not any more."""
+
+    height: int  # its number
+    release: Digest
+    until: int  # ms since 1970
+    gone: bool
+    successor: str  # name@digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +207,10 @@ class Engine(Protocol):
         """Serve a release no longer; requests under way end on it. `forget`: nor under its digest, nor any other old version."""
         ...
 
+    def retire(self, releases: Sequence[Retiring]) -> None:
+        """Say with answers of these that they end, or of those that are gone what to ask for; replaces what was said before."""
+        ...
+
     async def set_member(self, name: str, vector: Path, *, model: Digest, owner: str = "") -> None:
         """Serve what one member contributed, alone, under the name "member/<name>"."""
         ...
@@ -239,7 +256,8 @@ class Engine(Protocol):
 class TrainJob:
     """One local run: rows of `datasets` in `rows`, from the view in `view` (None: B = 0), results into `out`.
 
-    `permits` maps each data set to the JSON of its `contrib.permit.Permit`; without one its rows are not read.
+    `permits` maps each data set to the JSON of its `contrib.permit.Permit`; without one its rows are not read. `tuning` asks for
+    a search and an early stop ({rate, steps, sequences}, see `contrib.tuning.Wish`); `moments` is what an earlier run left.
     """
 
     rows: Path
@@ -248,16 +266,23 @@ class TrainJob:
     out: Path
     permits: Mapping[str, Mapping[str, Json]]
     settings: Mapping[str, int | float] = field(default_factory=dict)
+    tuning: Mapping[str, bool | int] | None = None
+    moments: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What a run leaves: float32 [coordinates] vectors on disk, and what it cost."""
+    """What a run leaves: float32 [coordinates] vectors on disk, and what it cost.
+
+    `chosen`: how it was trained, as the worker tells it (see `node.training.settings.told`); empty where nothing is chosen.
+    """
 
     theta: Path
     fisher: Path
     tokens: int
     seconds: float
+    moments: Path | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Trainer(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from protocol.canon import MAX_INT, Json
 from protocol.errors import Malformed
@@ -16,7 +17,7 @@ from protocol.ids import CollectiveId, Digest, MemberId, as_hex
 from protocol.sparse import LEVELS, MAX_COORDINATES
 
 VERSION = 1
-SELECTIONS = ("fisher-r2", "magnitude", "fisher", "random")
+SELECTIONS = ("fisher-r2", "fisher-r2-rows", "magnitude", "fisher", "random")
 MAX_LIBRARIES = 16
 MAX_LOSS_CENTINATS = 1_000_000
 
@@ -98,7 +99,13 @@ class Card:
         """
         if not isinstance(value, dict) or value.keys() != _KEYS or value["v"] != VERSION or value["v"] is True:
             raise Malformed("couldn't read card: not exactly the fields of a card of version 1")
-        return cls(**{name: value[name] for name in _FIELDS})
+        return cls.of(value)
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Json]) -> Card:
+        """Return the card with these values, whatever their types are (raises Malformed when they are not right)."""
+        values: dict[str, Any] = {name: fields[name] for name in _FIELDS}
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

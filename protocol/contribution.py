@@ -1,6 +1,6 @@
 """The contribution blob: card and sparse update under one signature of the member (FORMAT.md, "Contribution").
 
-Knows no charter, ledger or disk, and does not look inside the update. Invariant: a `Contribution` returned by `unpack`
+Knows no charter, ledger or disk, and does not look inside the update. Version 2 is written, version 1 is still read. Invariant: a `Contribution` returned by `unpack`
 was signed by `card.member`, and its digest names exactly the bytes it came from.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 
-from protocol import canon, keys
+from protocol import canon, compact, keys
 from protocol.card import Card, Contribution
 from protocol.errors import BadSignature, Malformed, TooLarge
 from protocol.ids import digest
@@ -17,11 +17,12 @@ from protocol.ids import digest
 __all__ = ["Card", "Contribution", "pack", "unpack"]
 
 MAGIC = b"FNCB"
-VERSION = 1
+VERSION = 2
 DOMAIN = "contribution"
 MAX_CARD_BYTES = 8192
 
-_HEADER = struct.Struct("<4sBII")
+_HEADER_1 = struct.Struct("<4sBII")
+_HEADER = struct.Struct("<4sBHI")
 _SIGNATURE_BYTES = 64
 
 
@@ -33,8 +34,8 @@ def pack(card: Card, update: bytes, key: keys.SigningKey) -> bytes:
     """
     if keys.member_id(key) != card.member:
         raise BadSignature("couldn't sign contribution: the key is not the one of the card's member")
-    text = canon.encode(card.to_json(), max_bytes=MAX_CARD_BYTES)
-    signed = _HEADER.pack(MAGIC, VERSION, len(text), len(update)) + text + update
+    short = compact.encode(card)
+    signed = _HEADER.pack(MAGIC, VERSION, len(short), len(update)) + short + update
     return signed + keys.sign(key, DOMAIN, hashlib.sha256(signed).digest())
 
 
@@ -48,16 +49,20 @@ def unpack(blob: bytes, *, max_bytes: int) -> Contribution:
     """
     if len(blob) > max_bytes:
         raise TooLarge(f"couldn't read contribution: {len(blob)} bytes, the limit is {max_bytes}")
-    if len(blob) < _HEADER.size + _SIGNATURE_BYTES:
+    if blob[:4] != MAGIC or blob[4:5] not in {b"\x01", bytes([VERSION])}:
+        raise Malformed("couldn't read contribution: not a contribution of version 1 or 2")
+    first = blob[4] == 1
+    header = _HEADER_1 if first else _HEADER
+    if len(blob) < header.size + _SIGNATURE_BYTES:
         raise Malformed("couldn't read contribution: shorter than an empty one")
-    magic, version, card_bytes, update_bytes = _HEADER.unpack_from(blob)
-    if magic != MAGIC or version != VERSION:
-        raise Malformed("couldn't read contribution: not a contribution of version 1")
+    _, _, card_bytes, update_bytes = header.unpack_from(blob)
     if card_bytes > MAX_CARD_BYTES:
         raise TooLarge(f"couldn't read contribution: a card of {card_bytes} bytes, the limit is {MAX_CARD_BYTES}")
-    if len(blob) != _HEADER.size + card_bytes + update_bytes + _SIGNATURE_BYTES:
+    start = header.size + card_bytes
+    end = start + update_bytes
+    if len(blob) != end + _SIGNATURE_BYTES:
         raise Malformed("couldn't read contribution: its parts do not fill it exactly")
-    signed, signature = blob[:-_SIGNATURE_BYTES], blob[-_SIGNATURE_BYTES:]
-    card = Card.parse(canon.decode(signed[_HEADER.size : _HEADER.size + card_bytes], max_bytes=MAX_CARD_BYTES))
-    keys.verify(card.member, DOMAIN, hashlib.sha256(signed).digest(), signature)
-    return Contribution(card=card, update=signed[_HEADER.size + card_bytes :], digest=digest(blob))
+    text = blob[header.size : start]
+    card = Card.parse(canon.decode(text, max_bytes=MAX_CARD_BYTES)) if first else compact.decode(text)
+    keys.verify(card.member, DOMAIN, hashlib.sha256(memoryview(blob)[:end]).digest(), blob[end:])
+    return Contribution(card=card, update=blob[start:end], digest=digest(blob))

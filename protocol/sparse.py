@@ -1,38 +1,39 @@
 """The sparse update: which coordinates of an adapter change, and by how much (FORMAT.md, "Sparse update").
 
-Indices as delta varints or as a bitmap, values as int8 or int4 with one fp16 scale per block, both through zstd. Knows
-nothing of models, members or files. Invariants: every size is checked against what `coordinates` and `max_sent` allow
-before anything of that size is allocated; a decoded update is exact in integer units of 2^-24 and none of them is zero.
+The value, and the door: `encode` writes version 2 (header, grid of coordinates and signs, scales, magnitudes), `decode` also
+reads version 1. Knows nothing of models, members or files. Invariants: version 2 is read through once in memory bounded by
+its own size before the arrays it stands for are allocated; a decoded update is exact in integer units of 2^-24 and none of
+them is zero; two byte strings of version 2 never stand for the same coordinates, signs, codes and scales of one shape.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
-from protocol import varints
+from protocol import grid, quantise, sparse1
+from protocol.bits import Reader, Writer
 from protocol.errors import Malformed, NotCanonical, TooLarge
 
 MAGIC = b"FNSU"
-VERSION = 1
-UNIT_BITS = 24
+VERSION = 2
+UNIT_BITS = quantise.UNIT_BITS
 MAX_COORDINATES = 2**28
 BLOCKS = frozenset(1 << exponent for exponent in range(16))
-LEVELS = {8: 127, 4: 7}
-LARGEST_SCALE = 65504  # the largest finite fp16
-MAX_UNITS = LARGEST_SCALE * 2**UNIT_BITS * LEVELS[8]  # below 2^47
+BITS = tuple(quantise.BASES)  # of a value: its sign and log2 of the magnitudes
+LEVELS = {bits: quantise.levels(bits) for bits in BITS}
+LARGEST_SCALE = quantise.LARGEST_SCALE
+MAX_UNITS = LARGEST_SCALE * 2**UNIT_BITS * quantise.LARGEST  # below 2^47
 
-DELTA_VARINT = 0
-BITMAP = 1
-
-_HEADER = struct.Struct("<4sBBBBIIII")
-_LEVEL = 9
-_PASSES = 8
-_LEAST_WINDOW = 1024  # zstd knows no smaller one
+_HEADER = struct.Struct("<4sBBBBIIBBBBBH3s")
+_LEAST_PAGE = 8  # exponents: a page ends with 256 rows at least,
+_MOST_PAGE = 12
+_PAGE_BYTES = 64  # or more where the update has so many bytes for each
+_ORDER = struct.Struct(">I")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,28 +52,28 @@ class SparseUpdate:
         return len(self.indices)
 
     def values(self) -> npt.NDArray[np.float32]:
-        """The values as float32 [sent]: exact, since 11 bits of scale times 7 bits of value fit in 24."""
+        """The values as float32 [sent]: exact, since 11 bits of scale times 8 bits of magnitude fit in 24."""
         return np.ldexp(self.units.astype(np.float64), -UNIT_BITS).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Header:
-    bits: int
-    encoding: int
-    block: int
-    coordinates: int
-    sent: int
-    index_bytes: int
-    value_bytes: int
+class Parts:
+    """All that the bytes of version 2 say; `write(parts)` gives these bytes and no other."""
 
-    @property
-    def blocks(self) -> int:
-        return -(-self.sent // self.block)
+    grid: grid.Shape
+    values: quantise.Shape
+    positions: npt.NDArray[np.integer]  # [sent], ascending
+    minus: npt.NDArray[np.uint8]  # [sent], 1 is a minus
+    codes: npt.NDArray[np.integer]  # [sent]
+    scales: npt.NDArray[np.integer]  # [blocks], cut fp16 bits
 
-    @property
-    def packed(self) -> int:
-        """Bytes of the packed values before compression."""
-        return self.sent if self.bits == 8 else (self.sent + 1) // 2
+    def units(self) -> npt.NDArray[np.int64]:
+        """The values in units of 2^-24 [sent]."""
+        scales = quantise.scale_units(self.scales, self.values.cut)
+        units = np.repeat(scales, self.values.block)[: self.values.sent]
+        units *= self.codes + self.values.base
+        np.negative(units, out=units, where=self.minus.view(bool))
+        return units
 
 
 def encode(
@@ -80,12 +81,13 @@ def encode(
 ) -> bytes:
     """Return the bytes of an update that adds `values` [k] at `indices` [k], quantised to `bits`.
 
-    A value that rounds to zero is left out (it stays in the sender's residual), so `decode` may return fewer than k.
+    A value nearer to zero than to the smallest magnitude of its block is left out (it stays in the sender's residual), so
+    `decode` may return fewer than k. Group size and the coding of signs are those that take the fewest bytes.
 
     Raises:
         Malformed: indices not ascending or out of range, values not finite or too large, unknown bits or block.
     """
-    if bits not in LEVELS or block not in BLOCKS or not 0 < coordinates <= MAX_COORDINATES:
+    if bits not in BITS or block not in BLOCKS or not 0 < coordinates <= MAX_COORDINATES:
         raise Malformed(f"couldn't encode update: {bits} bits in blocks of {block} over {coordinates} coordinates")
     if indices.ndim != 1 or indices.shape != values.shape:
         raise Malformed("couldn't encode update: as many values as indices are expected")
@@ -94,194 +96,159 @@ def encode(
         0 <= positions[0] <= positions[-1] < coordinates and bool((np.diff(positions) > 0).all())
     ):
         raise Malformed("couldn't encode update: indices are not strictly ascending below the coordinates")
-    kept, steps, scales = _quantise(values.astype(np.float64), LEVELS[bits], block)
-    encoding, index_frame = _encode_indices(positions[kept], coordinates)
-    value_frame = _compress(_pack(steps, bits))
+    chosen = quantise.quantise(values.astype(np.float64), bits, block)
+    positions = positions[chosen.kept]
+    minus = (values[chosen.kept] < 0).astype(np.uint8)
+    shape = _best_shape(coordinates, positions, minus)
+    parts = Parts(
+        grid=shape,
+        values=quantise.shape_of(chosen, bits, block),
+        positions=positions,
+        minus=minus,
+        codes=chosen.codes,
+        scales=chosen.scales,
+    )
+    return _with_wide_pages(parts)
+
+
+def _best_shape(coordinates: int, positions: npt.NDArray[np.int64], minus: npt.NDArray[np.uint8]) -> grid.Shape:
+    """The group size that takes the fewest bits, then the coding of signs that does."""
+
+    def size(shape: grid.Shape) -> int:
+        writer = Writer()
+        grid.write(writer, shape, positions, minus)
+        return len(writer)
+
+    most = min(grid.MAX_GROUP, -(-coordinates // (grid.WIDTH * grid.UNIT_ROWS)))  # larger than all rows is no use
+    shapes = [grid.shape_of(coordinates, group, 1 << _LEAST_PAGE, positions) for group in range(1, most + 1)]
+    best = min(shapes, key=size) if most > 1 else shapes[0]
+    return min((best, dataclasses.replace(best, signs=False)), key=size)
+
+
+def _with_wide_pages(parts: Parts) -> bytes:
+    """The bytes with the largest page that an update of so many bytes may have."""
+    for exponent in range(_MOST_PAGE, _LEAST_PAGE, -1):
+        if len(parts.positions) >> exponent:
+            data = write(dataclasses.replace(parts, grid=dataclasses.replace(parts.grid, page=1 << exponent)))
+            if _may_have(1 << exponent, len(data)):
+                return data
+    return write(parts)
+
+
+def _may_have(page: int, size: int) -> bool:
+    return page == 1 << _LEAST_PAGE or page * _PAGE_BYTES <= size
+
+
+def write(parts: Parts) -> bytes:
+    """Return the bytes of version 2 that say `parts`. Law: `write(read(data, ...)) == data` for all that `decode` accepts."""
+    shape, values = parts.grid, parts.values
+    writer = Writer()
+    grid.write(writer, shape, parts.positions, parts.minus)
+    quantise.write(writer, values, parts.scales, parts.codes)
+    order = 0
+    for kind in shape.order:
+        order = order << 3 | kind
     head = _HEADER.pack(
         MAGIC,
         VERSION,
-        bits,
-        encoding,
-        block.bit_length() - 1,
-        coordinates,
-        len(steps),
-        len(index_frame),
-        len(value_frame),
+        values.bits,
+        values.block.bit_length() - 1,
+        values.base,
+        shape.coordinates,
+        values.sent,
+        shape.group,
+        shape.page.bit_length() - 1,
+        shape.signs,
+        values.cut,
+        values.rice,
+        values.centre,
+        order.to_bytes(3, "big"),
     )
-    return head + index_frame + scales.astype("<f2").tobytes() + value_frame
+    return head + writer.to_bytes()
 
 
 def decode(data: bytes, *, coordinates: int, max_sent: int) -> SparseUpdate:
     """Return the update whose bytes are `data`, for an adapter of `coordinates` with at most `max_sent` of them sent.
 
-    Law: `decode(encode(x))` is x rounded to its block's steps, and two decoders agree on every unit.
+    Law: `decode(encode(x))` is x rounded to its block's magnitudes, and two decoders agree on every unit.
 
     Raises:
         Malformed: not an update of this adapter.
-        NotCanonical: an index or the padding is spelt in a second way.
+        NotCanonical: something is spelt in a second way.
         TooLarge: more coordinates or bytes than the arguments allow; nothing of that size was allocated.
     """
-    header = _read_header(data, coordinates=coordinates, max_sent=max_sent)
-    at = _HEADER.size + header.index_bytes
-    scales_end = at + 2 * header.blocks
-    indices = _decode_indices(data[_HEADER.size : at], header)
-    scale_units = _scale_units(data[at:scales_end])
-    packed = _decompress(data[scales_end:], header.packed, header.packed)
-    steps = _unpack(packed, header)
-    units = np.repeat(scale_units, header.block)[: header.sent] * steps
+    if sparse1.is_version_1(data):
+        indices, units, bits, block = sparse1.decode(data, coordinates=coordinates, max_sent=max_sent)
+    else:
+        parts = read(data, coordinates=coordinates, max_sent=max_sent)
+        indices, units, bits, block = parts.positions, parts.units(), parts.values.bits, parts.values.block
     indices.setflags(write=False)
     units.setflags(write=False)
-    return SparseUpdate(coordinates=coordinates, indices=indices, units=units, bits=header.bits, block=header.block)
+    return SparseUpdate(coordinates=coordinates, indices=indices, units=units, bits=bits, block=block)
 
 
-def _read_header(data: bytes, *, coordinates: int, max_sent: int) -> _Header:
+def read(data: bytes, *, coordinates: int, max_sent: int) -> Parts:
+    """Return what bytes of version 2 say (arguments and errors as `decode`)."""
+    shape, values = _read_header(data, coordinates=coordinates, max_sent=max_sent)
+    body = memoryview(data)[_HEADER.size :]
+    _check(body, shape, values)
+    reader = Reader(body)
+    positions = np.empty(values.sent, dtype=np.uint32)
+    minus = np.empty(values.sent, dtype=np.uint8)
+    at = 0
+    for page in grid.read(reader, shape, again=True):
+        row, column = np.nonzero(page.cells)
+        positions[at : at + len(row)] = page.rows[row] * grid.WIDTH + column
+        minus[at : at + len(row)] = page.minus[row, column]
+        at += len(row)
+    scales, codes = quantise.read(reader, values)
+    return Parts(grid=shape, values=values, positions=positions, minus=minus, codes=codes, scales=scales)
+
+
+def _read_header(data: bytes, *, coordinates: int, max_sent: int) -> tuple[grid.Shape, quantise.Shape]:
     if len(data) < _HEADER.size:
         raise Malformed("couldn't decode update: shorter than its header")
-    magic, version, bits, encoding, exponent, declared, sent, index_bytes, value_bytes = _HEADER.unpack_from(data)
+    magic, version, bits, exponent, base, declared, sent, *rest = _HEADER.unpack_from(data)
+    group, page, signs, cut, rice, centre, order = rest
     if magic != MAGIC or version != VERSION:
-        raise Malformed("couldn't decode update: not a sparse update of version 1")
-    if bits not in LEVELS or encoding not in (DELTA_VARINT, BITMAP):
-        raise Malformed(f"couldn't decode update: unknown bits {bits} or index encoding {encoding}")
+        raise Malformed("couldn't decode update: not a sparse update of version 1 or 2")
+    if bits not in BITS:
+        raise Malformed(f"couldn't decode update: values of {bits} bits")
     if 1 << exponent not in BLOCKS:
         raise TooLarge(f"couldn't decode update: a block of 2^{exponent} values")
     if declared != coordinates:
         raise Malformed(f"couldn't decode update: made for {declared} coordinates, the adapter has {coordinates}")
     if sent > min(max_sent, coordinates):
         raise TooLarge(f"couldn't decode update: {sent} coordinates sent, the limit is {min(max_sent, coordinates)}")
-    header = _Header(
-        bits=bits,
-        encoding=encoding,
-        block=1 << exponent,
-        coordinates=declared,
-        sent=sent,
-        index_bytes=index_bytes,
-        value_bytes=value_bytes,
-    )
-    if len(data) != _HEADER.size + index_bytes + 2 * header.blocks + value_bytes:
-        raise Malformed("couldn't decode update: its parts do not fill it exactly")
-    return header
+    if not 1 <= group <= grid.MAX_GROUP or signs > 1:
+        raise Malformed("couldn't decode update: unknown group size or coding of signs")
+    if not _LEAST_PAGE <= page <= _MOST_PAGE or not _may_have(1 << page, len(data)):
+        raise TooLarge(f"couldn't decode update: pages of 2^{page} rows in {len(data)} bytes")
+    kinds = tuple(int.from_bytes(order, "big") >> 3 * place & 7 for place in reversed(range(grid.CLASSES)))
+    if sorted(kinds) != list(range(grid.CLASSES)):
+        raise Malformed("couldn't decode update: an order of density classes that leaves one out")
+    shape = grid.Shape(coordinates=coordinates, group=group, page=1 << page, order=kinds, signs=bool(signs))
+    values = quantise.Shape(bits=bits, block=1 << exponent, sent=sent, base=base, cut=cut, centre=centre, rice=rice)
+    values.check()
+    return shape, values
 
 
-def _quantise(
-    values: npt.NDArray[np.float64], levels: int, block: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float16]]:
-    """Return the positions kept [j], their steps [j] in -levels..levels without 0, and the scales [ceil(j / block)].
-
-    Leaving out values that round to zero shifts the blocks, hence the passes; after the last one a value that still
-    rounds to zero takes the smallest step of its sign.
-    """
-    if not bool(np.isfinite(values).all()):
-        raise Malformed("couldn't encode update: a value is not finite")
-    kept = np.flatnonzero(values)
-    for _ in range(_PASSES):
-        ratios, _ = _scaled(values[kept], levels, block)
-        sent = np.rint(ratios) != 0
-        if bool(sent.all()):
-            break
-        kept = kept[sent]
-    ratios, scales = _scaled(values[kept], levels, block)
-    steps = np.rint(ratios)
-    return kept, np.where(steps == 0, np.sign(ratios), steps).astype(np.int64), scales
-
-
-def _scaled(
-    values: npt.NDArray[np.float64], levels: int, block: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float16]]:
-    """Return each value over its block's scale, in -levels..levels, and the scales."""
-    scales = _block_scales(values, levels, block)
-    return values / np.repeat(scales.astype(np.float64), block)[: len(values)], scales
-
-
-def _block_scales(values: npt.NDArray[np.float64], levels: int, block: int) -> npt.NDArray[np.float16]:
-    """The largest value of each block over the levels, rounded up to an fp16, so that no value is cut off."""
-    if not len(values):
-        return np.zeros(0, dtype=np.float16)
-    peaks = np.maximum.reduceat(np.abs(values), np.arange(0, len(values), block)) / levels
-    if float(peaks.max()) > LARGEST_SCALE:
-        raise Malformed("couldn't encode update: a value is too large for its scale")
-    scales = peaks.astype(np.float16)
-    return np.where(scales < peaks, np.nextafter(scales, np.float16(np.inf)), scales)
-
-
-def _scale_units(data: bytes) -> npt.NDArray[np.int64]:
-    """Scales in units: an fp16 is a multiple of 2^-24, so this is exact."""
-    scales = np.frombuffer(data, dtype="<f2")
-    if not bool((np.isfinite(scales) & (scales > 0)).all()):
-        raise Malformed("couldn't decode update: a scale is not a positive finite number")
-    return np.ldexp(scales.astype(np.float64), UNIT_BITS).astype(np.int64)
-
-
-def _encode_indices(positions: npt.NDArray[np.int64], coordinates: int) -> tuple[int, bytes]:
-    gaps = _compress(varints.encode(np.diff(positions, prepend=-1) - 1))
-    bits = np.zeros(coordinates, dtype=np.uint8)
-    bits[positions] = 1
-    bitmap = _compress(np.packbits(bits, bitorder="little").tobytes())
-    return (BITMAP, bitmap) if len(bitmap) < len(gaps) else (DELTA_VARINT, gaps)
-
-
-def _decode_indices(frame: bytes, header: _Header) -> npt.NDArray[np.uint32]:
-    if header.encoding == BITMAP:
-        size = -(-header.coordinates // 8)
-        return _from_bitmap(_decompress(frame, size, size), header)
-    most = varints.longest(header.sent, header.coordinates - header.sent)
-    positions = np.cumsum(varints.decode(_decompress(frame, header.sent, most), header.sent) + 1) - 1
-    if header.sent and int(positions[-1]) >= header.coordinates:
+def _check(body: memoryview, shape: grid.Shape, values: quantise.Shape) -> None:
+    """Read through once, a page at a time, and refuse whatever is not right; nothing is kept."""
+    reader = Reader(body)
+    sent, kinds, last = 0, np.zeros(grid.CLASSES, dtype=np.int64), -1
+    for page in grid.read(reader, shape):
+        sent += int(np.count_nonzero(page.cells))
+        if sent > values.sent:
+            raise Malformed("couldn't decode update: more coordinates than it says")
+        kinds += np.bincount(page.classes.ravel(), minlength=grid.CLASSES)
+        last = int(page.rows[-1]) * grid.WIDTH + int(page.cells[-1].nonzero()[0][-1])
+        del page  # only one at a time
+    if sent != values.sent:
+        raise Malformed("couldn't decode update: fewer coordinates than it says")
+    if last >= shape.coordinates:
         raise Malformed("couldn't decode update: an index beyond the coordinates")
-    return positions.astype(np.uint32)
-
-
-def _from_bitmap(bitmap: bytes, header: _Header) -> npt.NDArray[np.uint32]:
-    raw = np.frombuffer(bitmap, dtype=np.uint8)
-    if int(np.bitwise_count(raw).sum()) != header.sent:
-        raise Malformed("couldn't decode update: the bitmap does not hold as many indices as were sent")
-    bits = np.unpackbits(raw, bitorder="little")
-    if bool(bits[header.coordinates :].any()):
-        raise NotCanonical("couldn't decode update: the bitmap's padding is not zero")
-    return np.flatnonzero(bits).astype(np.uint32)
-
-
-def _pack(steps: npt.NDArray[np.int64], bits: int) -> bytes:
-    if bits == 8:
-        return steps.astype(np.int8).tobytes()
-    nibbles = np.zeros(len(steps) + len(steps) % 2, dtype=np.uint8)
-    nibbles[: len(steps)] = steps & 0x0F
-    return (nibbles[0::2] | (nibbles[1::2] << 4)).tobytes()
-
-
-def _unpack(packed: bytes, header: _Header) -> npt.NDArray[np.int64]:
-    raw = np.frombuffer(packed, dtype=np.uint8)
-    if header.bits == 8:
-        steps = raw.view(np.int8).astype(np.int64)
-    else:
-        nibbles = np.empty(2 * len(raw), dtype=np.int8)
-        nibbles[0::2] = raw & 0x0F
-        nibbles[1::2] = raw >> 4
-        if bool(nibbles[header.sent :].any()):
-            raise NotCanonical("couldn't decode update: the padding of the values is not zero")
-        steps = nibbles[: header.sent].astype(np.int64)
-        steps -= (steps & 8) << 1
-    if bool((steps == 0).any()) or bool((steps < -LEVELS[header.bits]).any()):
-        raise Malformed("couldn't decode update: a value is zero or out of range")
-    return steps
-
-
-def _compress(data: bytes) -> bytes:
-    return zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True, write_checksum=False).compress(data)
-
-
-def _decompress(frame: bytes, least: int, most: int) -> bytes:
-    """Return what is in one zstd frame (RFC 8878) that declares between `least` and `most` bytes."""
-    try:
-        shape = zstandard.get_frame_parameters(frame)
-        size = shape.content_size  # 2^64-1 when the frame does not say
-        if not least <= size <= most or shape.window_size > max(size, _LEAST_WINDOW):
-            raise TooLarge(f"couldn't decode update: a part declares {size} bytes, {least} to {most} are possible")
-        decompressor = zstandard.ZstdDecompressor(max_window_size=max(size, _LEAST_WINDOW))
-        data: bytes = decompressor.decompress(
-            frame, max_output_size=size, read_across_frames=False, allow_extra_data=False
-        )
-    except zstandard.ZstdError as e:
-        raise Malformed(f"couldn't decode update: {e}") from None
-    if len(data) != size:
-        raise Malformed("couldn't decode update: a part is not as long as it declares")
-    return data
+    if grid.by_frequency(kinds) != shape.order:
+        raise NotCanonical("couldn't decode update: density classes in another order than by frequency")
+    quantise.check(reader, values)
+    reader.finish()

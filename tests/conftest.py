@@ -15,7 +15,7 @@ GROUPS = {
     "model": (
         "tests/node/serving/",
         *(f"tests/contrib/test_{name}.py" for name in (
-            "adapters", "evaluation", "exporting", "fisher", "llama", "models", "tokenizer", "training", "worker",
+            "adapters", "evaluation", "exporting", "fisher", "llama", "models", "recipes_peft", "tokenizer", "training", "worker",
         )),
     ),
 }  # fmt: skip

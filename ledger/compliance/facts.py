@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ledger import events, rules
+from ledger import events, forgetting, rules
 from ledger.collective import Collective
 from ledger.compliance.past import Causality
 from ledger.compliance.privacy import signs
@@ -113,6 +113,8 @@ class Facts:
         for decision in fold.releases:
             if isinstance(decision.value, Cut):
                 self._release(fold, decision, decision.value)
+        for event, told in forgetting.decided(fold, fold.height).items():
+            self._put("forgettings", told.proposal, event, max(told.deadline, told.ts), told.height)
         for feed in fold.witnesses.cosigned:
             for item in fold.witnesses.covering(feed, -1):
                 source, said = item.source, item.cosignature

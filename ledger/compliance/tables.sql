@@ -96,6 +96,8 @@ CREATE TABLE withdrawn (event TEXT PRIMARY KEY, member TEXT, seq INTEGER, ts INT
 
 CREATE TABLE erasures (event TEXT PRIMARY KEY, member TEXT, seq INTEGER, ts INTEGER, dataset TEXT, scope TEXT, rows INTEGER,
   deadline INTEGER);
+-- What a quorum decided to leave out of every release above `height`.
+CREATE TABLE forgettings (request TEXT NOT NULL, contribution TEXT NOT NULL, deadline INTEGER NOT NULL, height INTEGER NOT NULL);
 CREATE TABLE erased_contributions (request TEXT NOT NULL, contribution TEXT NOT NULL);
 CREATE TABLE erased_entries (request TEXT NOT NULL, entry TEXT NOT NULL);
 CREATE TABLE confirmations (event TEXT PRIMARY KEY, member TEXT, seq INTEGER, ts INTEGER, request TEXT, bodies INTEGER);

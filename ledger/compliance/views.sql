@@ -270,8 +270,10 @@ WITH RECURSIVE above (release, ancestor, depth) AS (
 SELECT a.release, x.contribution, min(a.depth) AS depth FROM above a JOIN covers x ON x.release = a.ancestor
 GROUP BY a.release, x.contribution;
 CREATE VIEW due AS -- contributions whose removal is overdue
-SELECT e.event AS request, x.contribution, e.deadline FROM erasures e JOIN erased_contributions x ON x.request = e.event
-JOIN contributions c ON c.event = x.contribution AND c.member = e.member, moment, grace WHERE as_of > e.deadline + removal;
+SELECT e.event AS request, x.contribution, e.deadline, 0 AS height FROM erasures e
+JOIN erased_contributions x ON x.request = e.event
+JOIN contributions c ON c.event = x.contribution AND c.member = e.member, moment, grace WHERE as_of > e.deadline + removal
+UNION ALL SELECT f.request, f.contribution, f.deadline, f.height FROM forgettings f, moment, grace WHERE as_of > f.deadline + removal;
 CREATE VIEW serving AS -- who still serves a release
 SELECT s.*, n.ts AS alive FROM served s JOIN newest n ON n.member = s.member
 JOIN now_seated t ON t.member = s.member WHERE NOT EXISTS (SELECT 1 FROM withdrawn w WHERE w.member = s.member AND w.release = s.release AND w.seq > s.seq);
@@ -285,7 +287,7 @@ SELECT 'released', r.member, r.seq, r.event, json_array(r.event, d.request, d.co
   json_object('release', r.number, 'limit_ms', d.deadline)
 FROM releases r JOIN entries p ON p.event = r.event JOIN covers x ON x.release = r.digest JOIN due d USING (contribution)
 JOIN entries q ON q.event = d.request JOIN past k ON k.event = r.event AND k.of = q.member AND k.known > q.seq, grace
-WHERE p.ts > d.deadline + removal
+WHERE p.ts > d.deadline + removal AND r.height > d.height
 UNION ALL
 SELECT 'learnt', s.member, s.seq, s.event, json_array(s.event, d.request, d.contribution),
   json_object('release', r.number, 'depth', l.depth)

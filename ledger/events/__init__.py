@@ -19,7 +19,7 @@ from ledger.events.access import (
     ModelWithdrawn,
 )
 from ledger.events.data import DataCommitted, DataUsed
-from ledger.events.erasure import ERASABLE, ErasureDone, ErasureRequested
+from ledger.events.erasure import DESTROYED, ERASABLE, WITHDRAWN, ErasureDone, ErasureRequested
 from ledger.events.grants import (
     Audience,
     DataDescribed,
@@ -47,12 +47,13 @@ from ledger.events.witness import MAX_HEADS, HeadWitnessed, Witnessed
 from protocol.canon import Json
 
 __all__ = [
-    "ERASABLE", "MAX_ATTEMPT", "MAX_HEADS", "MAX_LOSS", "MAX_PROOF", "MAX_SERVED", "TYPES", "Accepted", "AccessDecided",
-    "AccessRequest", "AccessServed", "AmendmentApproved", "AmendmentProposed", "Audience", "Committed", "DataCommitted",
-    "DataDescribed", "DataUsed", "EgressRefused", "EgressSet", "ErasureDone", "ErasureRequested", "Event", "ForkFound",
-    "Genesis", "GrantAccepted", "GrantIssued", "GrantNarrowed", "GrantRevoked", "HeadWitnessed", "KeyRotated",
-    "KeysBound", "ModelServed", "ModelWithdrawn", "NodeAlive", "NodeStarted", "Objected", "Objection", "PeerBound",
-    "Proposed", "Published", "Selector", "Served", "Verdict", "Witnessed", "parse",
+    "DESTROYED", "ERASABLE", "MAX_ATTEMPT", "MAX_HEADS", "MAX_LOSS", "MAX_PROOF", "MAX_SERVED", "TYPES", "WITHDRAWN",
+    "Accepted", "AccessDecided", "AccessRequest", "AccessServed", "AmendmentApproved", "AmendmentProposed", "Audience",
+    "Committed", "DataCommitted", "DataDescribed", "DataUsed", "EgressRefused", "EgressSet", "ErasureDone",
+    "ErasureRequested", "Event", "ForkFound", "Genesis", "GrantAccepted", "GrantIssued", "GrantNarrowed",
+    "GrantRevoked", "HeadWitnessed", "KeyRotated", "KeysBound", "ModelServed", "ModelWithdrawn", "NodeAlive",
+    "NodeStarted", "Objected", "Objection", "PeerBound", "Proposed", "Published", "Selector", "Served", "Verdict",
+    "Witnessed", "parse",
 ]  # fmt: skip
 
 Event: TypeAlias = (

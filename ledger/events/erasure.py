@@ -17,7 +17,12 @@ from ledger.events.fields import Body, Readers, hex_, integer, text
 from protocol.canon import Json
 from protocol.ids import Digest, EventId
 
-Scope: TypeAlias = Literal["row", "subject"]
+Scope: TypeAlias = Literal["row", "subject", "contribution", "blob"]
+
+WITHDRAWN: Final = "contribution"
+"""Scope of a request that erases no rows: its author takes contributions back."""
+DESTROYED: Final = "blob"
+"""Scope of one that takes contributions back and has every holder delete their blobs, once a release is without them."""
 
 MAX_LISTED: Final = (
     200  # event ids in one request; a larger erasure is several requests, so that each stays under 32 KiB
@@ -32,7 +37,10 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErasureRequested:
-    """Rows of a data set were deleted: contributions that were trained on them, and bodies of this feed that must go."""
+    """Rows of a data set were deleted: contributions that were trained on them, and bodies of this feed that must go.
+
+    With scope `contribution` or `blob` no row was: the author takes the listed contributions back.
+    """
 
     TYPE: ClassVar[str] = "erasure.requested"
     dataset: str

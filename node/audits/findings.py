@@ -37,6 +37,7 @@ _ADVICE: Final = {
     "bad-decision": "Do not use this decision. Ask those who voted for it; decide again.",
     "blob-damaged": "Delete the file; the node fetches it again from a member that has it.",
     "exclusion-without-fault": "A contribution was left out for a reason that is not so. Ask the proposer; decide again.",
+    "covers-copied": "A contribution repeats another member's. Ask its author; decide again without it.",
     "body-missing": "Ask the member, or another one that holds its feed, for the content of the entry.",
     "body-erased": "Nothing: this content was erased on request, and the entry shows that it had been there.",
     "unknown-type": "This version does not know what these entries say. Use a newer one to be sure.",

@@ -90,7 +90,7 @@ def write_export(
     rows: list[Json] = []
     with Store.open(ledger_db, writer=False) as store:
         for member in store.members(collective):
-            if only not in {None, member} or (head := _newest(store, collective, member)) is None:
+            if only not in {None, member} or (head := newest_head(store, collective, member)) is None:
                 continue
             amount = write(_lines(store, head), head, head.note, folder)
             rows.append(
@@ -132,7 +132,7 @@ def _head_over(
         if size <= held and (head := _signed(store, collective, member, size)) is not None:
             once = {keys.witness: (cosigned, keys) for cosigned, keys in by_size[size]}
             return head, cosignature.cosigned_note(head, once.values()), [keys for _, keys in once.values()]
-    newest = _newest(store, collective, member)
+    newest = newest_head(store, collective, member)
     if newest is None or newest.size <= seq:
         raise NotAllowed(
             f"couldn't prove entry {seq} of {member[:12]}: no signed head that covers it is here yet",
@@ -154,7 +154,7 @@ def _signed(store: Store, collective: CollectiveId, member: MemberId, size: int)
     return head_of(collective, member, *found[0]) if found else None
 
 
-def _newest(store: Store, collective: CollectiveId, member: MemberId) -> Head | None:
+def newest_head(store: Store, collective: CollectiveId, member: MemberId) -> Head | None:
     """The largest signed head whose entries are all here."""
     held = store.tree(collective, member).size()
     found = store.raw_heads(collective, member, upto=held, newest=1)

@@ -14,6 +14,7 @@ from ledger import rules
 from ledger.collective import Collective, Contribution, Decision
 from ledger.cuts import Amendment, Cut
 from node.audits.findings import ERROR, NOTICE, Finding, found_at
+from node.collective import copying
 from node.collective.gate import Reject
 from node.collective.replay import Missing, Replay, matches
 from protocol.canon import Json
@@ -76,6 +77,7 @@ class Releases:
         self._fold, self._blobs, self._erased = fold, blobs, erased
         self._replay = Replay(fold, blobs.read)
         self._examined: set[str] = set()
+        self._compared: set[str] = set()
         self.findings: list[Finding] = []
         self.unchecked: list[str] = []
 
@@ -133,6 +135,7 @@ class Releases:
                 self._examined.add(contribution.event)
                 self._fault(f"covers-{answer.code}", contribution, answer.text, decision.proposal.event)
         self._exclusions(decision, cut)
+        self._copies(decision, cut)
         try:
             model = self._replay.of_cut(decision.charter, cut)
         except Refused as e:
@@ -171,7 +174,7 @@ class Releases:
         claimed = {
             x.event: x.reason
             for x in cut.excluded
-            if x.reason not in {rules.REFUSED, rules.ERASED} and x.event not in self._examined
+            if x.reason not in rules.PROVEN | {rules.COPIED} and x.event not in self._examined
         }
         self._examined |= claimed.keys()
         for contribution in (c for by in self._fold.contributions.values() for c in by if c.event in claimed):
@@ -183,6 +186,21 @@ class Releases:
                 what = f"contribution {contribution.number} of {contribution.member[:12]}"
                 text = f"release {cut.number} leaves out {what}: {reason}"
                 self._fault("exclusion-without-fault", decision, text, contribution.event)
+
+    def _copies(self, decision: Decision, cut: Cut) -> None:
+        """Whether what is new in it is nobody else's, and what was left out as a copy is one."""
+        past = self._fold.before(decision.height)
+        claimed = {e for x in cut.excluded if x.reason == rules.COPIED for e in (x.event, *x.evidence)}
+        gone = [c for by in self._fold.contributions.values() for c in by if c.event in claimed - self._compared]
+        self._compared |= claimed
+        if any(self._replay.examine(c) is None for c in gone):
+            if not {c.event for c in gone} <= set(self._erased):
+                self.unchecked.append(f"release {cut.number}: a blob left out as a copy, or its original, is not here")
+            return
+        wrong = copying.wrong(past, self._replay, cut)
+        if wrong:
+            text = f"release {cut.number} is wrong about copies of other members' contributions: {wrong}"
+            self._fault(wrong, decision, text)
 
     def _damaged(self) -> Iterator[Finding]:
         """Blobs whose file has other bytes than their digest says, at the entries that published them."""

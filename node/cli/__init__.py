@@ -7,7 +7,9 @@
     key.py         key show | rotate | revoke | propose | backup | restore       api_keys.py   key api add | list | revoke
     grant.py       grant issue | narrow | revoke | accept | list | check
     proofs.py      prove, verify-proof, ledger export
-    export.py      export          serve.py   serve          chat.py   chat
+    replay.py      replay          forget.py   forget        bundles.py  verify-bundle
+    export.py      export          serve.py   serve          chat.py   chat          simulate.py   simulate
+    recipes.py     recipes
     render.py      results as tables for people
 
 Commands are named here with their one-line help and imported when called, so that `--help` answers at once. With `--json`
@@ -49,11 +51,16 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {  # in the order of a first ses
     "export": ("export", "export", "Write a release for PEFT, vLLM, LoRAX, transformers or llama.cpp."),
     "serve": ("serve", "serve", "Serve exported releases alone, without a ledger, keys or peers."),
     "audit": ("roots", "audit", "Verify every feed this node holds and recompute every release."),
+    "replay": ("replay", "replay", "Recompute one release byte for byte, and say each step."),
+    "forget": ("forget", "forget", "Have contributions left out of later releases, and prove it."),
+    "verify-bundle": ("bundles", "verify_bundle", "Verify a proof that something was forgotten; needs no node."),
     "prove": ("proofs", "prove", "Write a proof that an event was signed and recorded, for anybody."),
     "verify-proof": ("proofs", "verify_proof", "Verify such a proof offline; needs no node."),
     "ledger": ("proofs", "ledger", "Export the ledger for other programs."),
     "observe": ("roots", "observe", "Fetch a collective from outside and audit it, without being a node."),
+    "recipes": ("recipes", "recipes", "List the ways contributions can be merged, or show one."),
     "config": ("settings", "config", "Show, check and change the configuration."),
+    "simulate": ("simulate", "simulate", "Simulate a whole collective: votes, merges, churn, loss, attackers."),
     "demo": ("roots", "demo", "Let three nodes on this machine improve one model together."),
     "completion": ("roots", "completion", "Print the completion script of a shell."),
     "version": ("roots", "version", "Print versions."),

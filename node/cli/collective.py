@@ -27,10 +27,25 @@ def collective() -> None:
 @click.option("--alpha", type=click.IntRange(1, 4096), help="Scale of the adapter, alpha/rank.  [default: the rank]")
 @click.option("--target", "targets", multiple=True, help="Adapted module; repeat it.  [default: q_proj, v_proj]")
 @click.option(
-    "--density", type=click.FloatRange(0, 1, min_open=True), help="Part of the coordinates sent.  [default: 0.2]"
+    "--preset",
+    type=click.Choice(["lan", "balanced", "slow-link"]),
+    help="Density and bits for a link: about 1/8, 1/33 or 1/105 of a dense adapter's bytes.  [default: lan]",
 )
-@click.option("--bits", type=click.Choice(["4", "8"]), help="Bits of a sent value.  [default: 8]")
-@click.option("--recipe", help="How contributions are merged.  [default: contributor-mean/1]")
+@click.option(
+    "--density",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Part of the coordinates sent.  [default: the preset's, 0.2]",
+)
+@click.option(
+    "--bits",
+    "--value-bits",
+    "bits",
+    type=click.Choice(["1", "2", "3", "4", "8"]),
+    help="Bits of a sent value; 1 is the sign alone, times its block's scale.  [default: the preset's, 8]",
+)
+@click.option(
+    "--recipe", help="How contributions are merged; `fishernet recipes` lists it.  [default: contributor-mean/1]"
+)
 @click.option(
     "--tolerance", type=click.FloatRange(0), help="Rise of a voter's loss still accepted, nats.  [default: 0.02]"
 )
@@ -61,6 +76,7 @@ def create(
     rank: int | None,
     alpha: int | None,
     targets: tuple[str, ...],
+    preset: str | None,
     density: float | None,
     bits: str | None,
     recipe: str | None,
@@ -85,6 +101,7 @@ def create(
         rank=rank,
         alpha=alpha,
         targets=list(targets) or None,
+        preset=preset,
         density_ppm=_scaled(density, _PPM),
         value_bits=None if bits is None else int(bits),
         recipe=recipe,

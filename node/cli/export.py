@@ -65,6 +65,8 @@ def _show(_out: object, told: Any) -> None:
     click.echo(f"release {told['release']}")
     click.echo(f"model   {told['model']}")
     click.echo(f"licence {printable(told['licence'])}")
+    if "successor" in told:
+        click.echo(f"RETIRES something in it was forgotten: use release {told['successor'][:12]}, which is without it")
     if told["signature"]:
         click.echo(f"signed  {told['signature']} (OpenSSF model-signing)")
     else:

@@ -55,5 +55,7 @@ def _steps(home: Home, show: Callable[[str, float], None]) -> None:
     with contextlib.suppress(Retry):  # no daemon: the run is offline and shows only that it goes on
         for event in control.follow(home):
             step, steps = event.get("step"), event.get("steps")
+            trial = event.get("trial")
+            doing = f"tuning, trial {trial}" if trial else "training"
             if event.get("kind") == "train.step" and isinstance(step, int) and isinstance(steps, int) and steps:
-                show(f"training, step {step} of {steps}", step / steps)
+                show(f"{doing}, step {step} of {steps}", step / steps)

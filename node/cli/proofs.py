@@ -14,6 +14,7 @@ from node.cli.options import accepts_common, here, printable
 from protocol.canon import Json
 
 if TYPE_CHECKING:
+    from node.home import Home
     from protocol.ids import CollectiveId
 
 
@@ -113,6 +114,11 @@ def export_(format_: str, out: Path, member: str | None) -> None:
     only = proving.member_named(home.ledger_db, collective, member) if member else None
     feeds = proving.write_export(home.ledger_db, collective, "tiles" if format_ == "tiles" else "jsonl", out, only)
     invocation.answer({"format": format_, "path": str(out), "feeds": feeds}, _show_export)
+
+
+def collective_of(home: Home) -> CollectiveId:
+    """The collective that a home belongs to (raises NoCollective)."""
+    return _collective(home.read_config().node.collective)
 
 
 def _collective(collective: str) -> CollectiveId:

@@ -15,7 +15,8 @@ Times are milliseconds since 1970, differences of losses centinats (0.01 nats), 
     charter  {id, name, base: {name, digest}, epoch, height, quorum, recipe, faults, adapter: {..}, update: {..},
               gate: {..}, release: {..}, witness: {..}, members: [{id, name, organisation, role, weight, was}]}
     requests {requests: [{member, name, peer, time}], proposals: [{digest, kind, by, text, accepts, needed}]}
-    train    {run, steps, tokens, seconds, loss_before, loss_after, digest, bytes, sent}
+    train    {run, steps, tokens, seconds, loss_before, loss_after, digest, bytes, sent, learning_rate, planned, stopped,
+              trials: [{lr, curve: [[step, nats]]}] | null, curve, untuned, resumed}
     measure  {member, losses: {name: {micronats, rows}}}
 """
 
@@ -141,7 +142,7 @@ def status(out: Console, result: Result) -> None:
             ("epoch", brief(result.get("epoch"))),
             ("height", text(result.get("height"))),
             ("view", brief(result.get("view"))),
-            ("training", text(training.get("state")) + steps),
+            ("training", text(training.get("state")) + steps + _last(training)),
             *([("marked", _marked(result))] if result.get("marked") else []),
             *_warnings(result),
             ("serving", f"{text(serving.get('url'))} [dim]{text(', '.join(serving.get('models') or []))}[/]"),
@@ -361,11 +362,8 @@ def losses(out: Console, result: Result) -> None:
     table(out, "Held-out loss", rows, columns, "nothing measured")
 
 
-def trained(out: Console, result: Result) -> None:
-    """What a run learnt and sent."""
-    losses = f"{nats(result.get('loss_before'))} -> {nats(result.get('loss_after'))}"
-    out.print(f"run {text(result.get('run'))}: {text(result.get('steps'))} steps, own held-out loss {losses} nats")
-    if result.get("digest"):
-        out.print(
-            f"published {brief(result['digest'])}: {text(result.get('sent'))} coordinates, {size(result['bytes'])}"
-        )
+def _last(training: Result) -> str:
+    """What the last run of this epoch was trained with."""
+    last = training.get("last") or {}
+    rate = last.get("learning_rate")
+    return f" [dim](last run: {text(last.get('steps'))} steps at rate {rate:g})[/]" if isinstance(rate, float) else ""

@@ -146,13 +146,13 @@ def audit(format_: str | None, out: Path | None, strict: bool, rules: bool, reco
 @accepts_common
 def train(steps: int | None) -> None:
     """Train once now from the current view and publish what was learnt."""
-    from node.cli import render
+    from node.cli import render_training
     from node.cli.progress import training
 
     invocation = here()
     with training(invocation.home(), progress_console()):
         result = invocation.ask("train.now", steps=steps)
-    invocation.answer(result, render.trained)
+    invocation.answer(result, render_training.trained)
 
 
 @click.command()

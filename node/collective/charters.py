@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
 
-from contrib import adapters
-from contrib.merging import RECIPES
+from contrib import adapters, recipes, updates
+from contrib.errors import MergeRefused
 from contrib.models import Model
 from ledger import charter as charters
 from ledger.amending import amended
@@ -16,6 +18,9 @@ from protocol.canon import Json
 from protocol.ids import Digest, MemberId
 
 _SHOWN = {"id", "height", "quorum", "epoch_id"}  # what `reports.charter` adds to a charter
+PRESETS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
+    {"lan": (200_000, 8), "balanced": (425_000, 1), "slow-link": (128_000, 1)}
+)  # density in millionths and bits of a value: about 1/8, 1/33 and 1/105 of the bytes of a dense fp16 adapter (contrib/LOG.md)
 _NORM_CAP_MICRO = 1_000_000_000  # an L2 norm of 1,000; runs at the default settings send norms below 10
 
 
@@ -32,8 +37,7 @@ def draft(args: Mapping[str, Json], model: Model, founder: Member) -> Charter:
     alpha = _int(args, "alpha", rank)
     spec = adapters.AdapterSpec(rank=rank, alpha=alpha, targets=names, seed=seed)
     recipe = str(args.get("recipe") or "contributor-mean/1")
-    if recipe not in RECIPES:
-        raise NotAllowed(f"couldn't create collective: recipe {recipe!r} is none of {', '.join(RECIPES)}")
+    _mergeable(recipe, "create collective")
     members = tuple(sorted((founder, *_founders(args)), key=lambda m: m.id))
     voters = sum(m.votes for m in members)
     contributors = sum(m.role == "contributor" for m in members)
@@ -48,9 +52,7 @@ def draft(args: Mapping[str, Json], model: Model, founder: Member) -> Charter:
             seed=Digest(seed),
             coordinates=adapters.layout(model.path, spec).coordinates,
         ),
-        update=Update(
-            density_ppm=_int(args, "density_ppm", 200_000), value_bits=_int(args, "value_bits", 8), block=256
-        ),
+        update=_update(args),
         recipe=recipe,
         gate=Gate(
             max_blob_bytes=4 << 20,
@@ -113,10 +115,26 @@ def _different(now: Mapping[str, Json], whole: Json) -> dict[str, Json]:
     return {field: whole[field] for field in now if field in whole and whole[field] != now[field]}
 
 
+def _update(args: Mapping[str, Json]) -> Update:
+    preset = args.get("preset") or "lan"
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise NotAllowed(f"couldn't create collective: preset {preset!r} is none of {', '.join(PRESETS)}")
+    density, bits = PRESETS[preset]
+    bits = _int(args, "value_bits", bits)
+    return Update(density_ppm=_int(args, "density_ppm", density), value_bits=bits, block=updates.block_for(bits))
+
+
+def _mergeable(recipe: Json, verb: str) -> None:
+    try:
+        recipes.for_charter(recipe)
+    except MergeRefused as e:
+        cause = str(e).partition(": ")[2]
+        raise NotAllowed(f"couldn't {verb}: {cause}", hint="`fishernet recipes` lists what can be chosen") from e
+
+
 def _possible(charter: Charter, wanted: Mapping[str, Json]) -> None:
     recipe = wanted.get("recipe", charter.recipe)
-    if not isinstance(recipe, str) or recipe not in RECIPES:
-        raise NotAllowed(f"couldn't amend charter: recipe {recipe!r} is none of {', '.join(RECIPES)}")
+    _mergeable(recipe, "amend charter")
     shape = wanted.get("adapter")
     old = charter.to_json()["adapter"]
     if isinstance(shape, dict) and isinstance(old, dict):

@@ -58,7 +58,7 @@ class Council:
         while True:
             acted = False
             try:
-                acted = await self._step()
+                acted = await self.step()
             except Retry as e:
                 log.warning("event=vote-postponed code=%s cause=%s", e.code, e)
                 await asyncio.sleep(1.0)
@@ -83,19 +83,27 @@ class Council:
         if fold.ripe_amendments() or judging.overdue(self._seat, self._replay):
             return True
         rules = fold.charter.release
+        since, enough = self._waiting_since, min(rules.wait_for, len(fold.charter.contributors))
+        if since is not None and (self._clock() - since) * 1000 < rules.patience_ms:
+            if len({c.member for c in fold.pending()}) < enough:
+                return False  # not enough even if all of it is eligible, which is dear to find out
         sent = {c.member for c in judging.eligible(self._seat, self._replay)}
         if not sent:
             self._waiting_since = None
             return False
         self._waiting_since = self._waiting_since or self._clock()
         patient = (self._clock() - self._waiting_since) * 1000 < rules.patience_ms
-        return len(sent) >= min(rules.wait_for, len(fold.charter.contributors)) or not patient
+        return len(sent) >= enough or not patient
 
-    async def _step(self) -> bool:
+    async def step(self) -> bool:
+        """Do one act if there is one to do now; whether something was done."""
         fold = self._seat.fold
         if self._seat.paused or not fold.known or self._seat.me not in {m.id for m in fold.charter.voters}:
             return False
-        at, now, due = self._here(), self._clock(), self.due()
+        at, now = self._here(), self._clock()
+        leads = votes.proposer(fold.charter, fold.id, at.height, at.attempt) == self._seat.me
+        # Once somebody has spoken, only whoever may propose has to know whether there is something to decide.
+        due = (leads or not votes.started(fold, at.attempt, due=False)) and self.due()
         if not votes.started(fold, at.attempt, due=due):
             at.since = now
         moment = Moment(attempt=at.attempt, elapsed_ms=int((now - at.since) * 1000), due=due, judged=at.judged)

@@ -11,20 +11,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from contrib.merging import RECIPES
+from contrib import recipes
 from ledger import rules
 from ledger.collective import Contribution
 from ledger.cuts import Amendment, Cut, Exclusion
-from ledger.events import Objection, Verdict
+from ledger.events import Verdict
 from ledger.tally import Proposal
 from ledger.votes import Judgement
+from node.collective import copying
+from node.collective.blaming import Blame
 from node.collective.gate import Reject
-from node.collective.measure import Loss, Scales, difference
+from node.collective.measure import Scales, difference
 from node.collective.replay import Missing, Model, Replay, matches
 from node.collective.seat import Seat
 from protocol.ids import ZERO, EventId, MemberId
 
-MAX_PROBES = 8  # leave-one-out measurements of one candidate
 Wanted = Callable[[Iterable[Contribution]], None]
 
 
@@ -44,6 +45,7 @@ class Judge:
         self._replay = replay
         self._scales = scales
         self._wanted = wanted
+        self._blame = Blame(seat, replay, scales)
 
     async def judge(self, proposal: Proposal) -> Finding | None:
         """Judge one proposal; None while entries or blobs it builds on are not here yet."""
@@ -56,9 +58,11 @@ class Judge:
         if isinstance(value, Amendment):
             return self._amendment(value)
         covered = [c for published in fold.in_cut(value).values() for c in published]
-        excluded = {x.event: x.reason for x in check.hard}
+        excluded = {x.event: x.reason for x in check.hard if x.reason != rules.COPIED}
+        copied = {x.event for x in check.hard if x.reason == rules.COPIED}
         questioned = [c for published in fold.contributions.values() for c in published if c.event in excluded]
-        lacking = [c for c in (*covered, *questioned) if self._replay.examine(c) is None]
+        copies = [c for published in fold.contributions.values() for c in published if c.event in copied]
+        lacking = [c for c in (*covered, *questioned, *copies) if self._replay.examine(c) is None]
         if lacking:
             self._wanted(lacking)
             return None
@@ -68,6 +72,9 @@ class Judge:
             answer = self._replay.examine(contribution)
             if not (isinstance(answer, Reject) and answer.code == excluded[contribution.event]):
                 return _unsound("exclusion-without-fault")
+        wrong = await asyncio.to_thread(copying.wrong, fold, self._replay, value)
+        if wrong:
+            return _unsound(wrong)
         charter = fold.charter
         model = await asyncio.to_thread(self._replay.of_cut, charter, value)
         if isinstance(model, Missing):
@@ -93,7 +100,7 @@ class Judge:
         reach = held(self._seat, self._replay)
         if any(head.size > reach.get(head.member, 0) for head in value.place.heads if not fold.fork_known(head.member)):
             return _unsound("too-many-rejected")
-        if change.get("field") == "recipe" and change.get("value") not in RECIPES:
+        if change.get("field") == "recipe" and not recipes.fits_charters(change.get("value")):
             return Finding(judgement=Judgement(sound=True, accept=False, reason="unknown-recipe"))
         return Finding(judgement=Judgement(sound=True, accept=True))
 
@@ -109,10 +116,9 @@ class Judge:
         mine, base = losses.get("candidate"), losses.get("base")
         than = losses.get("parent", base)
         worse = difference(mine, than)
-        objections: tuple[Objection, ...] = ()
         bad = worse is not None and worse > charter.gate.tolerance_centinats
-        if bad and mine is not None and than is not None:
-            objections = await self._blame(cut, mine, than)
+        objections = await self._blame.objections(cut, candidate, losses) if losses else ()
+        against = bad or bool(objections)
         tell = self._held_out() >= charter.gate.held_out_min
         verdict = Verdict(
             height=cut.place.height,
@@ -123,14 +129,14 @@ class Judge:
             objections=objections,
         )
         return Finding(
-            judgement=Judgement(sound=True, accept=not bad, reason=rules.WORSE if bad else ""),
+            judgement=Judgement(sound=True, accept=not against, reason=rules.WORSE if against else ""),
             verdict=verdict if self._scales.active else None,
         )
 
     def _comparable(self, before: Cut, cut: Cut) -> Model | Missing:
-        """The release before, without what `cut` leaves out on request: a loss that an erasure costs is nobody's fault."""
+        """The release before, without what `cut` leaves out on request: a loss that forgetting costs is nobody's fault."""
         fold = self._seat.fold
-        gone = {x.event for x in cut.excluded if x.reason == rules.ERASED}
+        gone = {x.event for x in cut.excluded if x.reason in {rules.ERASED, rules.FORGOTTEN}}
         kept = [c for taken in fold.in_cut(before).values() for c in taken if c.event not in gone]
         return self._replay.merge(fold.charter_at(before.place.height), kept, before.place.height)
 
@@ -138,38 +144,6 @@ class Judge:
         """How many held-out rows we have committed to: with few of them a loss would say too much about each."""
         committed = self._seat.fold.data.get(self._seat.me, {})
         return sum(committed[d].held_out_rows for d in self._scales.datasets if d in committed)
-
-    async def _blame(self, cut: Cut, candidate: Loss, before: Loss) -> tuple[Objection, ...]:
-        """Name the new contributions of whoever makes the candidate worse than `before`, worst first.
-
-        Each member's are left out in turn: the one without whom our loss falls most is named. When leaving one out
-        never helps (two send the same, and a mean hides either), each is tried alone, and all that hurt alone are named.
-        """
-        fold, tolerance = self._seat.fold, self._seat.fold.charter.gate.tolerance_centinats
-        covered, pending = [c for taken in fold.in_cut(cut).values() for c in taken], fold.pending()
-        fresh: dict[MemberId, list[Contribution]] = {}
-        for contribution in covered:
-            if contribution in pending:
-                fresh.setdefault(contribution.member, []).append(contribution)
-        suspects = [m for m in sorted(fresh) if m != self._seat.me][:MAX_PROBES]
-        gains: list[tuple[float, MemberId]] = []
-        for member in suspects:
-            loss = await self._probe([c for c in covered if c not in fresh[member]])
-            if loss is not None and loss.nats < candidate.nats:
-                gains.append((candidate.nats - loss.nats, member))
-        gains = sorted(gains, reverse=True)[:1]
-        for member in suspects if not gains else ():
-            loss = await self._probe([c for c in covered if c not in pending or c in fresh[member]])
-            if (difference(loss, before) or 0) > tolerance and loss is not None:
-                gains.append((loss.nats, member))
-        blamed = [member for _, member in sorted(gains, reverse=True)]
-        return tuple(Objection(event=c.event, reason="worse") for m in blamed for c in fresh[m])
-
-    async def _probe(self, contributions: list[Contribution]) -> Loss | None:
-        model = await asyncio.to_thread(self._replay.merge, self._seat.fold.charter, contributions)
-        if isinstance(model, Missing):
-            return None
-        return (await self._scales.losses({"probe": model}, diverging=True)).get("probe")
 
 
 def _unsound(reason: str) -> Finding:
@@ -179,18 +153,19 @@ def _unsound(reason: str) -> Finding:
 def eligible(seat: Seat, replay: Replay) -> list[Contribution]:
     """Pending contributions that a cut of ours would take: blob here, hard checks passed, nothing missing before them."""
     reach = sizes(seat, replay)
-    gone = rules.erased(seat.fold, rules.place(seat.fold, reach)) if seat.fold.forgotten else {}
+    gone = rules.owed(seat.fold, rules.place(seat.fold, reach))
     pending = [c for c in seat.fold.pending() if c.source.seq < reach[c.member] and c.event not in gone]
-    return [c for c in pending if not isinstance(replay.examine(c), Reject | None)]
+    fit = [c for c in pending if not isinstance(replay.examine(c), Reject | None)]
+    return [c for c in fit if not copying.repeated(seat.fold, replay, c)]
 
 
 def overdue(seat: Seat, replay: Replay) -> set[EventId]:
-    """Contributions in the newest release that a cut of ours would leave out, because their author asked for it."""
+    """Contributions in the newest release that a cut of ours would leave out on request, of an author or of a quorum."""
     fold = seat.fold
-    cut = fold.current_cut() if fold.forgotten else None
+    cut = fold.current_cut()
     if cut is None:
         return set()
-    asked = rules.erased(fold, rules.place(fold, sizes(seat, replay)))
+    asked = rules.owed(fold, rules.place(fold, sizes(seat, replay)))
     return {c.event for taken in fold.in_cut(cut).values() for c in taken if c.event in asked}
 
 
@@ -212,7 +187,8 @@ def held(seat: Seat, replay: Replay) -> dict[MemberId, int]:
     share = rules.share(fold)
     previous = fold.current_cut()
     contested = rules.contested(fold) - {x.event for x in rules.refused(fold, found)}
-    rejected = Counter(fold.sources[x.event].member for x in (previous.excluded if previous else ()))
+    caused = [x for x in (previous.excluded if previous else ()) if x.reason != rules.FORGOTTEN]
+    rejected = Counter(fold.sources[x.event].member for x in caused)
     for contribution in fold.pending():
         member, seq = contribution.member, contribution.source.seq
         if seq >= found[member]:
@@ -239,13 +215,14 @@ def draft(seat: Seat, replay: Replay) -> Cut | Amendment:
     previous = fold.current_cut()
     excluded = {x.event: x for x in (previous.excluded if previous else ())}
     excluded |= {x.event: x for x in rules.refused(fold, covered)}
-    for event, request in rules.erased(fold, place).items():
-        excluded.setdefault(event, Exclusion(event=event, reason=rules.ERASED, evidence=(request,)))
+    for event, exclusion in rules.owed(fold, place).items():
+        excluded.setdefault(event, exclusion)
     for contribution in fold.pending():
         answer = replay.examine(contribution)
         inside = contribution.source.seq < covered[contribution.member]
         if inside and isinstance(answer, Reject) and contribution.event not in excluded:
             excluded[contribution.event] = Exclusion(event=contribution.event, reason=answer.code, evidence=())
+    excluded |= copying.found(fold, replay, place, excluded)
     releases = fold.releases
     return Cut(
         place=place,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from contrib import merging
+from contrib import copies, merging
 from contrib.merging import Register
 from ledger import rules
 from ledger.charter import Charter, Gate, Update
@@ -28,6 +28,7 @@ Vector = npt.NDArray[np.float32]
 ReadBlob = Callable[[Digest], bytes | None]
 _Key = tuple[EventId, Gate, Update]
 _KEPT_BYTES = 128 << 20  # decoded updates in memory
+_KEPT_PAIRS = 1 << 16  # comparisons of two contributions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,7 @@ class Replay:
         self._read = read_blob
         self._examined: dict[_Key, gate.Accept | Reject] = {}
         self._bytes = 0
+        self._alike: dict[tuple[EventId, EventId], bool] = {}
         self._lock = threading.Lock()
 
     def examine(self, contribution: Contribution) -> gate.Accept | Reject | None:
@@ -85,6 +87,24 @@ class Replay:
             while self._bytes > _KEPT_BYTES and len(self._examined) > 1:
                 oldest = next(iter(self._examined))
                 self._bytes -= _weight(self._examined.pop(oldest))
+
+    def is_copy(self, copy: Contribution, original: Contribution) -> bool:
+        """Whether one contribution repeats another, whichever came first; False while a blob is not here."""
+        key = (copy.event, original.event)
+        known = self._alike.get(key)
+        if known is not None:
+            return known
+        one, other = self.examine(copy), self.examine(original)
+        if one is None or other is None:
+            return False  # not remembered: the blob may still come
+        alike = (
+            not isinstance(one, Reject) and not isinstance(other, Reject) and copies.is_copy(one.update, other.update)
+        )
+        with self._lock:
+            if len(self._alike) >= _KEPT_PAIRS:
+                self._alike.pop(next(iter(self._alike)))
+            self._alike[key] = alike
+        return alike
 
     def charter_of(self, epoch: Digest) -> Charter | None:
         """The latest charter whose epoch it is."""

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from ledger.charter import Charter
 from ledger.collective import Collective, Decision
 from ledger.cuts import Amendment, Cut
+from ledger.forgetting import OP
+from node.collective import forgetting
 from node.collective.seat import Seat
 from protocol.canon import Json
 from protocol.ids import Digest, MemberId
@@ -165,6 +167,8 @@ def describe(fold: Collective, change: Mapping[str, Json]) -> str:
     if op == "succeed":
         old, new = MemberId(str(change.get("old"))), str(change.get("new"))
         return f"give the seat of {_name(fold, old)} ({old[:12]}) to its owner's key {new[:12]}"
+    if op == OP:
+        return forgetting.describe(fold, change)
     return f"set {change.get('field')} to {change.get('value')}"
 
 

@@ -45,9 +45,21 @@ class Seat:
     """One member in one collective."""
 
     def __init__(
-        self, home: Home, member: MemberId, store: Store, collective: CollectiveId, *, key: SigningKey | None = None
+        self,
+        home: Home,
+        member: MemberId,
+        store: Store,
+        collective: CollectiveId,
+        *,
+        key: SigningKey | None = None,
+        clock: Callable[[], int] | None = None,
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        """Replay what the store holds; without `key` the seat can only be read."""
+        """Replay what the store holds; without `key` the seat can only be read.
+
+        `clock` (ms, the wall clock unless given) dates entries, `entropy` salts them.
+        """
+        self._clock, self._entropy = clock, entropy
         self.home = home
         self.me = member
         self.store = store
@@ -125,8 +137,8 @@ class Seat:
                 self.collective,
                 event.TYPE,
                 event.to_json(),
-                now_ms=now_ms(),
-                salt=secrets.token_bytes(16),
+                now_ms=self.now_ms(),
+                salt=self._entropy(16),
                 seen=seen,
                 state=dict(state or {}),
             )
@@ -152,6 +164,14 @@ class Seat:
             self.book.apply_all(records)
         self._learn_forks(records)
         self._tell(member)
+
+    def now_ms(self) -> int:
+        """What the next entry would claim as its time."""
+        return now_ms() if self._clock is None else self._clock()
+
+    def run_id(self) -> str:
+        """A fresh name for a training run; sorts by time, says nothing else."""
+        return run_id(self.now_ms(), self._entropy(16))
 
     def past(self) -> Past:
         """Where a decision taken now stands: everything recorded here."""
@@ -216,6 +236,7 @@ class Seat:
             listener(member)
 
 
-def run_id() -> str:
+def run_id(now: int | None = None, drawn: bytes | None = None) -> str:
     """A fresh name for a training run; sorts by time, says nothing else."""
-    return f"{now_ms():013d}-{hashlib.sha256(secrets.token_bytes(16)).hexdigest()[:8]}"
+    name = hashlib.sha256(secrets.token_bytes(16) if drawn is None else drawn).hexdigest()[:8]
+    return f"{now_ms() if now is None else now:013d}-{name}"

@@ -25,6 +25,8 @@ from ledger.errors import EraseUnfinished
 from ledger.events.erasure import MAX_LISTED, Scope
 from node.collective.seat import PAGE, Seat, now_ms
 from node.data import residual
+from node.network.blobs import BlobStore
+from node.training.runs import forget_moments
 from protocol.canon import Json
 from protocol.errors import Fatal, FishernetError
 from protocol.ids import Digest, EventId
@@ -81,7 +83,8 @@ class Eraser:
             EraseUnfinished: a program that reads the ledger keeps the bytes alive; they go at the next call.
         """
         seat, fold = self._session.need_seat(), self.catch_up()
-        owed = fold.owed(seat.me)
+        destroyed = {r.source.event: _destroy(seat, r) for r in fold.requests() if r.asked.scope == events.DESTROYED}
+        owed = [r for r in fold.owed(seat.me) if destroyed.get(r.source.event, 0) is not None]
         bodies = {request.source.event: fold.bodies(request) for request in owed}
         held = {event: sum(s.event in fold.held for s in sources) for event, sources in bodies.items()}
         everything = [source for sources in bodies.values() for source in sources]
@@ -92,9 +95,24 @@ class Eraser:
         for request in owed:
             event = request.source.event
             if not fold.confirmed(request, seat.me):
-                seat.append(events.ErasureDone(request=event, bodies=held[event]))
+                seat.append(events.ErasureDone(request=event, bodies=held[event] + (destroyed.get(event) or 0)))
                 log.info("event=erased request=%s bodies=%s", event[:12], held[event])
         return len(owed)
+
+
+def _destroy(seat: Seat, request: Request) -> int | None:
+    """Delete the blobs that their author wants destroyed; None while a release still needs one of them.
+
+    Never on another member's word, and never one that a contribution names which is not to go.
+    """
+    fold, author = seat.fold, seat.fold.owner(request.source.member)
+    everything = [c for by in fold.contributions.values() for c in by]
+    named = [c for c in everything if c.event in request.asked.contributions and fold.owner(c.member) == author]
+    if any(fold.fate(c) not in {"refused", "stale"} for c in named):
+        return None
+    blobs, going = BlobStore(seat.home.blobs), {c.event for c in named}
+    shared = {c.blob for c in everything if c.event not in going}
+    return sum(blobs.remove(c.blob) for c in named if c.blob not in shared)
 
 
 # -- our own rows ------------------------------------------------------------------------------------------------------
@@ -177,6 +195,8 @@ def _announce(session: Session, seat: Seat, plan: Plan) -> list[EventId]:
     found = trace(session, plan.dataset, plan.roots)
     for run in found.runs:
         shutil.rmtree(seat.home.run_folder(run), ignore_errors=True)
+    if found.runs:
+        forget_moments(seat.home.runs)  # later runs went on from those of the forgotten ones
     saved = json.loads(seat.store.get_state(FORGOTTEN) or b"[]")
     runs = json.dumps(sorted({*saved, *found.runs})).encode()
     said = []

@@ -18,7 +18,7 @@ from ledger import events
 from ledger.access.decision import Decision, decide
 from ledger.events import AccessRequest, Audience, GrantIssued, Selector
 from ledger.events.grants import ACTIONS
-from node.collective.seat import Seat, now_ms, run_id
+from node.collective.seat import Seat
 from node.errors import AccessDenied
 from node.session import Session
 from protocol.canon import Json
@@ -44,13 +44,13 @@ class Permits:
     """Asks for access in this node's own name, and remembers what was answered."""
 
     def __init__(
-        self, seat: Seat, *, purpose: str = PURPOSE, policy: Callable[[], Digest], now: Callable[[], int] = now_ms
+        self, seat: Seat, *, purpose: str = PURPOSE, policy: Callable[[], Digest], now: Callable[[], int] | None = None
     ) -> None:
         """Ask for `purpose`; `policy` names the egress policy in force, and writes it down first if it is new."""
         self._seat = seat
         self.purpose = purpose
         self._policy = policy
-        self._now = now
+        self._now = seat.now_ms if now is None else now
         self._held: dict[str, _Held] = {}
         self._told: dict[tuple[str, str], tuple[tuple[str, ...], int]] = {}
 
@@ -109,7 +109,7 @@ class Permits:
 
     def _measure(self, dataset: str) -> _Held | None:
         self._held.pop(dataset, None)
-        run = run_id()
+        run = self._seat.run_id()
         answer, event = self._ask(dataset, "evaluate", run)
         if not answer.allowed:
             return None

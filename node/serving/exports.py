@@ -10,6 +10,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,17 +20,18 @@ from contrib.adapters import AdapterSpec
 from contrib.exporting import SIGNATURE, Card, Wanted
 from contrib.models import Model as BaseModel
 from contrib.models import Progress
-from ledger.collective import Collective, Decision
+from ledger import forgetting
+from ledger.collective import Decision
 from ledger.cuts import Cut
+from node.collective.releases import find
 from node.collective.replay import Missing, Replay, Vector
-from node.errors import CannotSign, NotRecomputable, UnknownRelease
+from node.collective.seat import now_ms
+from node.errors import CannotSign, NotRecomputable, ReleaseGone
 from node.session import Session
 from protocol.canon import Json
 from protocol.ids import ZERO, Digest, digest, short
 
-LATEST: Final = "latest"
 _MINUTES: Final = 10
-_PREFIX: Final = 8  # digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +74,20 @@ def signer(key: Path) -> Signer:
     raise CannotSign("couldn't sign export: OpenSSF model-signing is not installed", hint=hint)
 
 
-def export(session: Session, release: str, wanted: Wanted, *, sign: Path | None, on_progress: Progress) -> Json:
+def export(
+    session: Session,
+    release: str,
+    wanted: Wanted,
+    *,
+    sign: Path | None,
+    on_progress: Progress,
+    now: Callable[[], int] = now_ms,
+) -> Json:
     """Write `release` as `wanted` says and return what was written.
 
     Raises:
         UnknownRelease: no such release.
+        ReleaseGone: something in it was forgotten, and nobody should use it any more.
         NotRecomputable: blobs are missing, or what comes out is not what was decided.
         CannotSign: see `signer`.
         What `contrib.exporting.write` raises.
@@ -85,6 +96,12 @@ def export(session: Session, release: str, wanted: Wanted, *, sign: Path | None,
     exporting.check_free(wanted.out, force=wanted.force)
     finish = signer(sign) if sign is not None else None
     decision, cut = find(fold, release)
+    retired = forgetting.retired(fold).get(decision.digest)
+    if retired is not None and retired.deadline <= now():
+        raise ReleaseGone(
+            f"couldn't export release-{cut.number}: something in it had to be forgotten",
+            hint=f"release-{retired.successor_number} ({short(retired.successor)}) is without it",
+        )
     base = _base(session, decision)
     on_progress("recomputing", 0.0)
     vector = recomputed(session, decision, cut)
@@ -95,30 +112,9 @@ def export(session: Session, release: str, wanted: Wanted, *, sign: Path | None,
     if "merged" in told:
         shown["merged"] = told["merged"]
     signature: Json = SIGNATURE if finish else None
+    if retired is not None:
+        shown["retires"], shown["successor"] = retired.deadline, retired.successor
     return {**shown, "path": str(wanted.out), "bytes": size, "base": base.digest, "signature": signature}
-
-
-def find(fold: Collective, name: str) -> tuple[Decision, Cut]:
-    """The release that a name means: latest, release-<number>, a number, a digest or its first 8 digits or more.
-
-    Raises:
-        UnknownRelease: none, or more than one.
-    """
-    releases = [(d, d.value) for d in fold.releases if isinstance(d.value, Cut)]
-    if not releases:
-        raise UnknownRelease("couldn't find release: none was decided yet", hint="fishernet log")
-    if name == LATEST:
-        return releases[-1]
-    if (number := name.removeprefix("release-")).isdigit() and len(number) < _PREFIX:
-        found = [pair for pair in releases if pair[1].number == int(number)]
-    else:
-        found = [pair for pair in releases if len(name) >= _PREFIX and pair[0].digest.startswith(name)]
-    if len(found) != 1:
-        there = ", ".join(f"release-{cut.number}" for _, cut in releases[-8:])
-        raise UnknownRelease(
-            f"couldn't find release {name[:80]!r}: {len(found)} have this name", hint=f"there are: {there}"
-        )
-    return found[0]
 
 
 def recomputed(session: Session, decision: Decision, cut: Cut) -> Vector:

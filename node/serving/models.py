@@ -27,7 +27,7 @@ from contrib.merging import model_digest
 from node.children import Child, Command, python
 from node.errors import BadVector, Busy, ChildError, JobCrashed, JobRefused
 from node.jobs import Event, Job
-from node.ports import Piece, Prompt, Route, Sampling, ServedModel, Usage
+from node.ports import Piece, Prompt, Retiring, Route, Sampling, ServedModel, Usage
 from node.serving.lines import (
     parse_piece,
     parse_usage,
@@ -154,6 +154,10 @@ class Serving:
         self.names = self.names.without_release(height)
         if forget:
             self.names = self.names.forgetting()
+
+    def retire(self, releases: Sequence[Retiring]) -> None:
+        """Which releases end at a time, and which are gone; replaces what was said before."""
+        self.names = self.names.retiring(releases)
 
     async def set_member(self, name: str, vector: Path, *, model: Digest, owner: str = "") -> None:
         """Serve what one member has contributed as `name` from now on (raises BadVector)."""

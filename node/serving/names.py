@@ -7,6 +7,9 @@
     <digest>, <digest prefix>  one version, whatever its name stands for now; a prefix has 8 digits or more
     <name>@<digest>            one version under its name: refused once the name has moved on and the version is gone
 
+A release with something in it that was forgotten says until when it is served and what comes after it; then it is refused as
+gone, by name and by digest, with the version to ask for instead.
+
 A pure value: every change returns another table, so whoever holds one keeps what it says, and putting a new one in its
 place moves all its aliases at once. Knows no file, engine or request. Invariant: a name and a digest lead to at most one
 version; the last `KEPT` versions that a name has left are still found by digest.
@@ -16,12 +19,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from node.errors import UnknownModel
-from node.ports import ServedModel
+from node.errors import ModelGone, UnknownModel
+from node.ports import Retiring, ServedModel
 from protocol.ids import Digest, MemberId, short
 
 BASE, VIEW, LATEST, AUTO = "base", "view", "latest", "auto"
@@ -41,6 +44,7 @@ class Names:
     releases: Mapping[int, ServedModel] = field(default_factory=dict)
     members: Mapping[str, ServedModel] = field(default_factory=dict)
     old: tuple[ServedModel, ...] = ()
+    gone: tuple[Retiring, ...] = ()
 
     # -- changes -----------------------------------------------------------------------------------------------------
     def with_view(self, model: ServedModel) -> Names:
@@ -62,6 +66,18 @@ class Names:
     def forgetting(self) -> Names:
         """Nothing that has lost its name stays: something in it had to be forgotten."""
         return replace(self, old=())
+
+    def retiring(self, releases: Iterable[Retiring]) -> Names:
+        """These releases end at their times or are gone, and no others."""
+        ending = {each.release: each for each in releases}
+        kept = {
+            height: replace(model, retires=end.until, successor=end.successor)
+            if (end := ending.get(model.digest)) is not None
+            else replace(model, retires=None, successor="")
+            for height, model in self.releases.items()
+        }
+        gone = tuple(each for each in ending.values() if each.gone)
+        return self if (kept, gone) == (self.releases, self.gone) else replace(self, releases=kept, gone=gone)
 
     def with_member(self, model: ServedModel) -> Names:
         """`model` is the adapter of the member that its name says."""
@@ -104,6 +120,7 @@ class Names:
         """The version that a name, a digest or `name@digest` means.
 
         Raises:
+            ModelGone: it was withdrawn; the error names the version to ask for instead.
             UnknownModel: none; the error names near ones, or the digest that the name has now.
         """
         name, at, digest = wanted.partition("@")
@@ -119,10 +136,14 @@ class Names:
                 near = tuple(f"{model.name}@{model.digest}" for model in found)
                 message = f"couldn't find model {name}: {len(found)} versions have a digest that begins so"
                 raise UnknownModel(message, near=near, hint="there are: " + ", ".join(near[:_NEAR]))
+            self._refuse_gone(name, digest=name)
+        self._refuse_gone(wanted, name=name)
         raise self._unknown(wanted)
 
     def _exactly(self, name: str, digest: str) -> ServedModel:
         now = self.get(name)
+        if _DIGEST.fullmatch(digest) and not (now and now.digest.startswith(digest)):
+            self._refuse_gone(f"{name}@{digest}", name=name, digest=digest)
         if now is None and not any(model.name == name for model in self.old):
             raise self._unknown(name)
         if not _DIGEST.fullmatch(digest):
@@ -143,6 +164,20 @@ class Names:
             near=(f"{name}@{now.digest}",) if now else (),
             hint=stands,
         )
+
+    def _refuse_gone(self, wanted: str, *, name: str = "", digest: str = "") -> None:
+        """Raise ModelGone when a withdrawn release is meant, by its name, by its digest, or as "latest" pinned to it."""
+        for each in self.gone:
+            own = f"release-{each.height}"
+            if name not in {"", own, LATEST} or not each.release.startswith(digest) or not (digest or name == own):
+                continue
+            raise ModelGone(
+                f"couldn't answer with {_shown(wanted)}: {own}@{short(each.release)} was withdrawn, as something in it had to be "
+                "forgotten",
+                name=own,
+                successor=each.successor,
+                hint=f"ask for {each.successor}",
+            )
 
     def _with_digest(self, prefix: str) -> list[ServedModel]:
         """Versions whose digest begins so, each digest once, those with a name first."""

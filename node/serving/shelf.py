@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from ledger import events, rules
+from ledger import events, forgetting, rules
 from ledger.collective import Contribution
 from ledger.cuts import Cut
+from ledger.forgetting import Retired
 from node.collective.measure import save_view
 from node.collective.replay import Missing, Replay
-from node.collective.seat import Seat
+from node.collective.seat import Seat, now_ms
 from node.errors import BlobMissing
 from node.network.blobs import BlobStore
 from node.network.sync import Sync
-from node.ports import Engine
+from node.ports import Engine, Retiring
 from node.serving.names import member_names
 from node.serving.routing import declared
 from protocol.errors import FishernetError
@@ -80,11 +81,16 @@ class Holdings:
 class Shelf:
     """Keeps the engine's table of versions equal to what was decided and what is pending."""
 
-    def __init__(self, seat: Seat, replay: Replay, engine: Engine, holdings: Holdings) -> None:
+    def __init__(
+        self, seat: Seat, replay: Replay, engine: Engine, holdings: Holdings, *, now: Callable[[], int] = now_ms
+    ) -> None:
+        """`now` is the wall clock in ms: until a deadline, whoever pinned a release with something forgotten in it gets it."""
         self._seat = seat
         self._replay = replay
         self._engine = engine
         self._holdings = holdings
+        self._now = now
+        self._looked: tuple[tuple[int, int], Mapping[Digest, Retired]] = ((0, 0), {})
         self._served: set[Digest] = set()
         self._models: dict[Digest, Digest] = {}  # release -> model, as the engine has them
         self._parts: dict[str, tuple[EventId, ...]] = {}  # model name -> the contributions in it
@@ -93,17 +99,19 @@ class Shelf:
     async def update(self) -> list[tuple[str, Digest]]:
         """Serve what is new; returns the names and digests that appeared."""
         fresh: list[tuple[str, Digest]] = []
-        superseded = rules.superseded(self._seat.fold)
+        retired, now = self._retired(), self._now()
+        ended = {digest for digest, each in retired.items() if each.deadline <= now}
         for decision in self._seat.fold.releases:
             cut = decision.value
             if (
                 isinstance(cut, Cut)
-                and decision.digest not in self._served | superseded
+                and decision.digest not in self._served | ended
                 and await self._release(cut, decision.digest)
             ):
                 fresh.append((f"release-{cut.number}", decision.digest))
-        self._withdraw(superseded)
-        self._record()
+        self._withdraw(ended)
+        self._engine.retire([self._retiring(d, each) for d, each in sorted(retired.items(), key=lambda r: r[1].number)])
+        self._record(set(retired))
         if await self._view() and self.view:
             fresh.append(("view", self.view))
         return fresh + await self._members()
@@ -126,25 +134,42 @@ class Shelf:
         self._models[digest] = cut.model
         return True
 
-    def _withdraw(self, superseded: set[Digest]) -> None:
-        """Serve no release with something in it that had to be forgotten, once one without it is served."""
+    def _retired(self) -> Mapping[Digest, Retired]:
+        """Releases with something forgotten in them; looked for again when something was decided or asked."""
+        fold = self._seat.fold
+        state = (fold.height, sum(map(len, fold.forgotten.values())))
+        if self._looked[0] != state:
+            self._looked = (state, forgetting.retired(fold))
+        return self._looked[1]
+
+    def _retiring(self, digest: Digest, each: Retired) -> Retiring:
+        return Retiring(
+            height=each.number,
+            release=digest,
+            until=each.deadline,
+            gone=digest not in self._served,
+            successor=f"release-{each.successor_number}@{each.successor}",
+        )
+
+    def _withdraw(self, ended: set[Digest]) -> None:
+        """Serve no release with something in it that had to be forgotten by now, once one without it is served."""
         releases = self._seat.fold.releases
-        if not superseded or releases[-1].digest not in self._served:
+        if not ended or releases[-1].digest not in self._served:
             return
         for decision in releases:
-            if decision.digest in superseded & self._served and isinstance(decision.value, Cut):
+            if decision.digest in ended & self._served and isinstance(decision.value, Cut):
                 self._engine.drop_release(decision.value.number, forget=True)
                 self._served.discard(decision.digest)
                 self._models.pop(decision.digest, None)
-                log.info("event=withdrawn number=%s cause=erasure", decision.value.number)
+                log.info("event=withdrawn number=%s cause=forgotten", decision.value.number)
 
-    def _record(self) -> None:
+    def _record(self, retired: set[Digest]) -> None:
         """Write down what we began to serve, and what we serve no more; later, while paused."""
         seat, fold = self._seat, self._seat.fold
         if seat.paused or not fold.known or fold.charter.member(seat.me) is None:
             return
         said = seat.book.serving(seat.me)
-        ended = rules.superseded(fold) - self._models.keys()
+        ended = retired - self._models.keys()
         for release, model in self._models.items():
             if release not in said:
                 seat.append(events.ModelServed(release=release, model=model))

@@ -16,16 +16,17 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from contrib import updates
+from contrib import feedback, updates
 from contrib.merging import model_digest
 from ledger import events, rules
 from ledger.charter import Charter
 from node.collective.measure import Loss, Scales, save_view
 from node.collective.replay import Missing, Model, Replay, Vector
-from node.collective.seat import Seat, run_id
+from node.collective.seat import Seat
 from node.config import Train
 from node.data import erasing
 from node.data.egress import Egress, Reject
@@ -36,7 +37,7 @@ from node.data.residual import STATE
 from node.errors import NotAllowed
 from node.network.blobs import BlobStore
 from node.ports import Trainer, TrainJob
-from node.training import runs
+from node.training import runs, settings
 from node.training.runs import Ran
 from protocol import contribution as blobs
 from protocol.canon import Json
@@ -70,6 +71,7 @@ class Rounds:
         self._permits = permits
         self._egress = egress
         self._lock = asyncio.Lock()
+        self._last: dict[str, Json] = {}  # how the last run since the start was trained
         self.progress: dict[str, Json] = {"state": "idle"}
 
     # -- whether -----------------------------------------------------------------------------------------------------
@@ -100,8 +102,12 @@ class Rounds:
         return all(c.event in contested for c in waiting)
 
     # -- one run -----------------------------------------------------------------------------------------------------
-    async def contribute(self, config: Train, progress: Progress = lambda _event: None) -> dict[str, Json]:
+    async def contribute(
+        self, config: Train, progress: Progress = lambda _event: None, *, steps: int | None = None
+    ) -> dict[str, Json]:
         """Train once from the current view and publish; returns what the run learnt and sent (shape: cli/render.py).
+
+        `steps`: so many this once, whatever the configuration says.
 
         Raises:
             NotAllowed: no seat that contributes, or no committed rows.
@@ -111,7 +117,7 @@ class Rounds:
         """
         async with self._lock:
             waiting = self.unpublished()
-            ran = waiting if waiting else await self._train(config, progress)
+            ran = waiting if waiting else await self.train(config, progress, steps=steps)
             return await self._publish(ran)
 
     def unpublished(self) -> Ran | None:
@@ -123,7 +129,8 @@ class Rounds:
                 return ran
         return None
 
-    async def _train(self, config: Train, progress: Progress) -> Ran:
+    async def train(self, config: Train, progress: Progress = lambda _event: None, *, steps: int | None = None) -> Ran:
+        """Train once from the current view and keep the run on disk; `contribute` publishes it. Raises as that does."""
         seat, charter = self._seat, self._seat.fold.charter
         datasets = self.datasets(config.datasets)
         mine = charter.member(seat.me)
@@ -131,12 +138,20 @@ class Rounds:
             raise NotAllowed("couldn't train: this node has no contributor's seat in the collective")
         if not datasets:
             raise NotAllowed("couldn't train: no data set is committed", hint="fishernet data add PATH --dataset NAME")
-        run = run_id()
+        run = seat.run_id()
         model = await self._view(charter)
         permits = self._permits.train(datasets, run, need=config.datasets)
         datasets = tuple(permits)
         used = [seat.fold.data[seat.me][d] for d in datasets]
-        self.progress = {"state": "training", "run": run, "step": 0, "steps": config.steps}
+        planned = settings.plan(
+            config,
+            runs.finished(seat.home.runs),
+            epoch=charter.epoch_id,
+            datasets=datasets,
+            seed=config.seed + len(seat.fold.contributions.get(seat.me, [])),
+            steps=steps,
+        )
+        self.progress = {"state": "training", "run": run, "step": 0, "steps": planned.settings["steps"]}  # type: ignore[dict-item]
         folder = seat.home.run_folder(run)
         libraries: dict[str, str] = {}
         try:
@@ -147,18 +162,14 @@ class Rounds:
                     view=await asyncio.to_thread(save_view, seat.home, model),
                     out=folder,
                     permits=permits,
-                    settings={
-                        "steps": config.steps,
-                        "batch": config.batch,
-                        "length": config.length,
-                        "lr": config.learning_rate,
-                        "warmup": config.warmup,
-                        "seed": config.seed + len(seat.fold.contributions.get(seat.me, [])),
-                        "fisher_sequences": config.fisher_sequences,
-                    },
+                    settings=planned.settings,
+                    tuning=planned.tuning,
+                    moments=planned.moments,
                 ),
                 lambda event: self._step(event, progress),
             )
+            chosen = settings.told(config, planned, trained.chosen)
+            self._last = {"steps": chosen["steps"], "learning_rate": chosen["lr"]}
             self.progress = {"state": "measuring", "run": run}
             own = _load(trained.theta, charter)
             losses = await self._scales.losses(
@@ -166,7 +177,14 @@ class Rounds:
             )
             libraries = dict(await self._trainer.libraries())
         finally:
-            self.progress = {"state": "idle"}
+            self.progress = {"state": "idle", "last": self._last}
+        log.info(
+            "event=trained run=%s steps=%s lr=%g trials=%s",
+            run,
+            chosen["steps"],
+            chosen["lr"],
+            len(chosen.get("trials") or ()),
+        )
         ran = Ran(
             run=run,
             epoch=charter.epoch_id,
@@ -179,12 +197,14 @@ class Rounds:
             train_root=_joint([c.train_root for c in used]),
             held_out_root=_joint([c.held_out_root for c in used]),
             train_rows=sum(c.train_rows for c in used),
-            steps=config.steps,
+            steps=chosen["steps"],
             tokens=trained.tokens,
             seconds=trained.seconds,
             before=_nats(losses.get("view")),
             after=_nats(losses.get("own")),
             libraries=libraries,
+            moments=trained.moments,
+            chosen=chosen,
         )
         runs.keep(folder, ran)
         return ran
@@ -199,7 +219,10 @@ class Rounds:
 
     def _step(self, event: Mapping[str, Json], progress: Progress) -> None:
         if event.get("event") == "step":
-            self.progress = {**self.progress, "step": event.get("step"), "loss": _centi(event.get("loss"))}
+            trial = event.get("trial")
+            told = {"state": "tuning" if trial else "training", "trial": trial}
+            shown = {"step": event.get("step"), "steps": event.get("steps"), "loss": _centi(event.get("loss"))}
+            self.progress = {**self.progress, **told, **shown}
         progress(event)
 
     # -- publishing --------------------------------------------------------------------------------------------------
@@ -210,30 +233,7 @@ class Rounds:
         self._permits.still(ran.datasets, ran.run, {STATE + ".run": ran.run.encode()})
         learnt, left, made = await asyncio.to_thread(self._make, ran, charter)
         number = 1 + sum(c.epoch == ran.epoch for c in seat.fold.contributions.get(seat.me, []))
-        card = Card(
-            collective=seat.collective,
-            member=seat.me,
-            epoch=ran.epoch,
-            base=charter.base.digest,
-            number=number,
-            view=ran.view,
-            train_root=ran.train_root,
-            held_out_root=ran.held_out_root,
-            train_rows=ran.train_rows,
-            steps=ran.steps,
-            tokens=ran.tokens,
-            epsilon_micro=None,
-            selection=updates.DEFAULT_RULE,
-            density_ppm=charter.update.density_ppm,
-            value_bits=charter.update.value_bits,
-            coordinates=charter.adapter.coordinates,
-            sent=made.update.sent,
-            norm_micro=made.norm_micro,
-            loss_before=round(ran.before * 100),
-            loss_after=round(ran.after * 100),
-            libraries=ran.libraries,
-        )
-        blob = blobs.pack(card, made.data, seat.key)
+        card, blob = self._packed(ran, charter, number, made)
         answer = self._egress.examine(blob, [ran.purpose], coordinates=charter.adapter.coordinates)
         if isinstance(answer, Reject):
             raise self._egress.refuse(ran.run, answer, self._state(ran, learnt))
@@ -250,6 +250,7 @@ class Rounds:
         return {
             "run": ran.run,
             "steps": ran.steps,
+            **_how(ran.chosen),
             "tokens": ran.tokens,
             "seconds": round(ran.seconds),
             "loss_before": card.loss_before,
@@ -259,6 +260,33 @@ class Rounds:
             "sent": card.sent,
             "number": number,
         }
+
+    def _packed(self, ran: Ran, charter: Charter, number: int, made: updates.Made) -> tuple[Card, bytes]:
+        """The card of a run's update, and both signed: the bytes that leave."""
+        card = Card(
+            collective=self._seat.collective,
+            member=self._seat.me,
+            epoch=ran.epoch,
+            base=charter.base.digest,
+            number=number,
+            view=ran.view,
+            train_root=ran.train_root,
+            held_out_root=ran.held_out_root,
+            train_rows=ran.train_rows,
+            steps=ran.steps,
+            tokens=ran.tokens,
+            epsilon_micro=None,
+            selection=updates.rule_for(charter.update.value_bits),
+            density_ppm=charter.update.density_ppm,
+            value_bits=charter.update.value_bits,
+            coordinates=charter.adapter.coordinates,
+            sent=made.update.sent,
+            norm_micro=made.norm_micro,
+            loss_before=round(ran.before * 100),
+            loss_after=round(ran.after * 100),
+            libraries=ran.libraries,
+        )
+        return card, blobs.pack(card, made.data, self._seat.key)
 
     def _refuse_forgotten(self, ran: Ran) -> None:
         """Throw a run away when rows that it was trained on were forgotten meanwhile."""
@@ -290,17 +318,16 @@ class Rounds:
     def _make(self, ran: Ran, charter: Charter) -> tuple[Vector, Vector, updates.Made]:
         """All that is learnt and not published, what is left of it after the update, and the update taken out of it."""
         theta, view = _load(ran.theta, charter), _load(ran.view_vector, charter)
-        residual = self._residual(ran.epoch, charter) + (theta - view)
+        wanted = feedback.DEFAULT.wanted(self._residual(ran.epoch, charter), theta - view)
         made = updates.make(
             _load(ran.fisher, charter),
-            residual,
+            wanted,
             density_ppm=charter.update.density_ppm,
             value_bits=charter.update.value_bits,
             block=charter.update.block,
+            rule=updates.rule_for(charter.update.value_bits),
         )
-        left = residual.copy()
-        left[made.update.indices] -= made.update.values()
-        return residual, left, made
+        return wanted, feedback.DEFAULT.left(wanted, made.update), made
 
     def _residual(self, epoch: Digest, charter: Charter) -> Vector:
         """Learnt but not published; zero in a new epoch, and when our feed has grown elsewhere since it was saved."""
@@ -337,6 +364,21 @@ def _load(path: Path, charter: Charter) -> Vector:
 
 def _pack(epoch: Digest, size: int, residual: Vector) -> bytes:
     return _HEAD.pack(bytes.fromhex(epoch), size, len(residual)) + residual.astype("<f4").tobytes()
+
+
+def _how(chosen: Mapping[str, Any]) -> dict[str, Json]:
+    """How a run was trained, for the operator: what was searched, and why it ended when it did."""
+    curve, planned = chosen.get("curve") or [], chosen.get("planned")
+    made = curve[-1][0] if curve else planned
+    return {
+        "learning_rate": chosen.get("lr"),
+        "planned": planned,
+        "stopped": made < planned if made and planned else False,
+        "trials": chosen.get("trials"),
+        "curve": curve,
+        "untuned": chosen.get("untuned", False),
+        "resumed": chosen.get("resumed", False),
+    }
 
 
 def _nats(loss: Loss | None) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,8 @@ from node.files import room, write_new
 from protocol.ids import Digest
 
 _READY: Final = "run.json"
-_PATHS: Final = ("view_vector", "theta", "fisher")
+_PATHS: Final = ("view_vector", "theta", "fisher", "moments")
+_MOMENTS: Final = "moments.npy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class Ran:
     before: float
     after: float
     libraries: Mapping[str, str]
+    moments: Path | None = None  # what Adam knew at the end; a run that begins without it only begins anew
+    chosen: Mapping[str, Any] = field(default_factory=dict)  # see `node.training.settings.told`
 
 
 def keep(folder: Path, ran: Ran) -> None:
@@ -56,9 +59,15 @@ def finished(folder: Path) -> Iterator[Ran]:
             yield ran
 
 
+def forget_moments(folder: Path) -> None:
+    """Delete what Adam knew in every run: it carries a trace of all rows that the epoch's runs were trained on."""
+    for file in folder.glob(f"*/{_MOMENTS}"):
+        file.unlink(missing_ok=True)
+
+
 def _json(ran: Ran) -> dict[str, Any]:
     return {
-        name: str(value) if name in _PATHS else dict(value) if isinstance(value, Mapping) else value
+        name: str(value) if isinstance(value, Path) else dict(value) if isinstance(value, Mapping) else value
         for name, value in ((n, getattr(ran, n)) for n in Ran.__slots__)
     }
 
@@ -67,7 +76,7 @@ def _read(file: Path) -> Ran | None:
     try:
         value = json.loads(file.read_bytes())
         value["datasets"] = tuple(value["datasets"])
-        fields: dict[str, Any] = {n: Path(v) if n in _PATHS else v for n, v in value.items()}
+        fields: dict[str, Any] = {n: Path(v) if n in _PATHS and v is not None else v for n, v in value.items()}
         ran = Ran(**fields)
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -16,6 +16,7 @@ from node.ports import Trained, TrainJob
 from protocol.canon import Json
 
 _LIBRARIES = ("torch", "transformers", "peft", "numpy")
+_CHOSEN = ("steps", "lr", "planned", "resumed", "trials", "untuned", "curve")
 _JOB_TIMEOUT = 6 * 3600.0
 
 
@@ -63,6 +64,8 @@ class WorkerTrainer:
                 "permits": {name: dict(permit) for name, permit in job.permits.items()},
                 "view": str(job.view) if job.view else None,
                 "settings": dict(job.settings),
+                "tuning": dict(job.tuning) if job.tuning is not None else None,
+                "moments": str(job.moments) if job.moments else None,
                 "out": str(job.out),
             },
             on_event,
@@ -73,6 +76,8 @@ class WorkerTrainer:
             fisher=Path(str(done["fisher"])),
             tokens=int(done["tokens"]),
             seconds=float(done["seconds"]),
+            moments=Path(str(done["moments"])),
+            chosen={key: done[key] for key in _CHOSEN},
         )
 
     async def libraries(self) -> Mapping[str, str]:

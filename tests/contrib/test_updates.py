@@ -68,6 +68,58 @@ def test_the_most_salient_coordinates_are_chosen_and_ties_go_to_the_lower_index(
     assert chosen.tolist() == sorted(best)
 
 
+@given(fisher=small_floats, residual=signed_floats, density=st.integers(1, 1_000_000))
+@settings(deadline=None, max_examples=40)
+def test_whole_rows_are_chosen_by_what_signs_and_one_magnitude_remove(fisher, residual, density):
+    chosen = set(updates.select(fisher, residual, density, updates.ROW_RULE).tolist())
+    most = math.ceil(Fraction(density * 40, 1_000_000))
+    rows = [[i for i in range(at, min(at + 16, 40)) if residual[i] != 0] for at in range(0, 40, 16)]
+    taken = [len(chosen & set(row)) for row in rows]
+    assert len(chosen) == sum(taken) == min(most, sum(map(len, rows)))
+    assert sum(0 < n < len(row) for n, row in zip(taken, rows, strict=True)) <= 1, "one row at most is cut short"
+    saliency = updates.row_saliency(fisher, residual)
+    full = [s for s, n, row in zip(saliency, taken, rows, strict=True) if row and n == len(row)]
+    none = [s for s, n, row in zip(saliency, taken, rows, strict=True) if row and n == 0]
+    assert not full or not none or min(full) >= max(none)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    fisher=hnp.arrays(np.float32, 16, elements=st.floats(0.125, 4, width=16)),
+    residual=signed_floats.map(lambda v: v[:16]),
+)
+def test_row_saliency_is_the_most_that_one_magnitude_can_remove(fisher, residual):
+    weights, sizes = fisher.astype(np.float64), np.abs(residual.astype(np.float64))
+    best = float((weights * sizes).sum() / weights.sum())
+    removed = [
+        float((weights * sizes**2).sum() - (weights * (sizes - size) ** 2).sum())
+        for size in (best, 0.9 * best, 1.1 * best)
+    ]
+    assert updates.row_saliency(fisher, residual)[0] == pytest.approx(removed[0], rel=1e-6, abs=1e-12)
+    assert removed[0] >= max(removed)
+
+
+@settings(deadline=None, max_examples=25)
+@given(values=hnp.arrays(np.float32, 40, elements=st.floats(0.0625, 4, width=16) | st.floats(-4, -0.0625, width=16)))
+def test_flattened_rows_keep_signs_and_the_sum_of_magnitudes(values):
+    at = np.arange(40, dtype=np.uint32)
+    flat = updates.flattened(at, values)
+    assert (np.signbit(flat) == np.signbit(values)).all()
+    for row in range(0, 40, 16):
+        part, whole = np.abs(flat[row : row + 16]), np.abs(values[row : row + 16])
+        assert len(set(part.tolist())) == 1
+        assert float(part.sum()) == pytest.approx(float(whole.sum()), rel=1e-5)
+
+
+def test_whole_rows_of_signs_are_sent_whole_and_cheaply():
+    fisher, residual = vectors(coordinates=16_000)
+    sent = updates.make(fisher, residual, density_ppm=250_000, value_bits=1, block=16, rule=updates.ROW_RULE)
+    assert sent.update.sent == 4000
+    assert set(np.bincount(sent.update.indices // 16).tolist()) == {0, 16}
+    scattered = updates.make(fisher, residual, density_ppm=250_000, value_bits=4, block=256)
+    assert len(sent.data) < len(scattered.data) / 2
+
+
 @pytest.mark.parametrize("rule", updates.RULES)
 def test_every_rule_is_deterministic_and_never_takes_a_zero_residual(rule):
     fisher, residual = vectors()

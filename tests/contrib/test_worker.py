@@ -119,7 +119,7 @@ def test_training_reports_steps_and_leaves_theta_and_fisher(child, rows, tmp_pat
     assert theta.shape == felt.shape == (adapters.layout(models.tiny_folder(), SPEC).coordinates,)
     assert theta.any()
     assert (felt >= 0).all()
-    assert sorted(os.listdir(out)) == ["fisher.npy", "theta.npy"]
+    assert sorted(os.listdir(out)) == ["fisher.npy", "moments.npy", "theta.npy"]
     assert done["tokens"] > 0
     assert done["seconds"] > 0
 
@@ -285,3 +285,48 @@ def test_a_fault_never_repeats_the_words_of_a_row():
 def test_worker_starts_without_torch():
     code = "import sys, contrib.worker; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_tuned_run_tells_its_trials_and_what_it_chose_and_is_repeatable(child, rows, tmp_path):
+    job = {**TRAIN, "rows": rows, "view": None, "settings": {**SETTINGS, "fisher_sequences": 0}}
+    tuned = {"tuning": {"rate": True, "steps": False, "sequences": 4}}
+    events = child.ask(**job, **tuned, out=str(tmp_path / "one"))
+    done, trials = events[-1], [event for event in events if event["event"] == "trial"]
+    assert [trial["trial"] for trial in trials] == list(range(1, len(trials) + 1))
+    assert done["trials"] == [{"lr": trial["lr"], "curve": trial["curve"]} for trial in trials]
+    assert 3 <= len(trials) <= trials[0]["most"] == 5
+    assert done["lr"] in [trial["lr"] for trial in trials]
+    assert done["steps"] <= done["planned"] == 4
+    assert not any(event["event"] == "fisher" for event in events)  # Adam's own estimate
+    again = child.ask(**job, **tuned, out=str(tmp_path / "two"))[-1]
+    assert (again["lr"], again["trials"], again["curve"]) == (done["lr"], done["trials"], done["curve"])
+    for name in ("theta", "fisher", "moments"):
+        assert Path(again[name]).read_bytes() == Path(done[name]).read_bytes()
+
+
+def test_a_run_goes_on_from_moments_and_one_that_cannot_begins_anew(child, rows, tmp_path):
+    job = {**TRAIN, "rows": rows, "view": None, "settings": {**SETTINGS, "fisher_sequences": 0}}
+    first = child.ask(**job, out=str(tmp_path / "first"))[-1]
+    second = child.ask(**job, moments=first["moments"], out=str(tmp_path / "second"))[-1]
+    assert (first["resumed"], second["resumed"]) == (False, True)
+    assert Path(second["theta"]).read_bytes() != Path(first["theta"]).read_bytes()
+    np.save(tmp_path / "other.npy", np.zeros(7, np.float32))
+    (tmp_path / "broken.npy").write_bytes(Path(first["moments"]).read_bytes()[:100])
+    for name in ("other.npy", "broken.npy", "absent.npy"):
+        anew = child.ask(**job, moments=str(tmp_path / name), out=str(tmp_path / "anew"))[-1]
+        assert not anew["resumed"]
+        assert Path(anew["theta"]).read_bytes() == Path(first["theta"]).read_bytes()
+
+
+def test_too_few_rows_to_tune_on_are_told_and_trained_on(child, tmp_path):
+    with RowStore.open(tmp_path / "few.db") as store:
+        store.add("fevers", [text_row("A fever of 40 degrees."), text_row("A fever of 39 degrees.")], 0)
+    job = {**TRAIN, "rows": str(tmp_path / "few.db"), "view": None, "settings": SETTINGS}
+    done = child.ask(**job, tuning={"rate": True}, out=str(tmp_path / "run"))[-1]
+    assert (done["untuned"], done["trials"], done["lr"]) == (True, None, SETTINGS["lr"])
+
+
+@pytest.mark.parametrize("tuning", [[], {"rates": True}, {"rate": 1}, {"sequences": 2}, {"sequences": "many"}])
+def test_a_tuning_that_makes_no_sense_is_refused(child, rows, tmp_path, tuning):
+    job = {**TRAIN, "rows": rows, "view": None, "settings": SETTINGS}
+    assert child.ask(**job, tuning=tuning, out=str(tmp_path / "run"))[-1]["code"] == "bad-job"

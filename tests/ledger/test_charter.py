@@ -107,7 +107,7 @@ def test_integers_are_taken_from_end_to_end_of_their_range_and_not_beyond(path: 
         ("base.digest", ["ab" * 33, None]),
         ("adapter.seed", ["xyz", None]),
         ("adapter.targets", [[], ["q"] * 65, "q_proj", [1], ["q proj"], [""], ["q_proj", "q_proj"]]),
-        ("update.value_bits", [3, 5, 7, 16, True]),
+        ("update.value_bits", [0, 5, 6, 7, 16, True]),
         ("update.block", [8, 24, 8192]),
         ("members", [[], {}, None, WHOLE["members"][::-1], WHOLE["members"][:1] * 2, [[]]]),
         ("members.0.role", ["", "owner", None, ["contributor"]]),
@@ -175,7 +175,7 @@ def any_charter(draw: st.DrawFn) -> Charter:
         ),
         update=Update(
             density_ppm=draw(st.integers(1, 1_000_000)),
-            value_bits=draw(st.sampled_from([4, 8])),
+            value_bits=draw(st.sampled_from(charters.VALUE_BITS)),
             block=draw(st.sampled_from([16, 256, 4096])),
         ),
         recipe=draw(NAMES),

@@ -174,7 +174,16 @@ def test_entries_after_the_head_vector_change_no_answer() -> None:
 # -- soft refusals ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("count", "objecting", "enough"),
-    [(3, 1, False), (3, 2, True), (5, 1, False), (5, 2, True), (7, 2, False), (7, 3, True)],
+    [
+        (3, 1, False),
+        (3, 2, True),
+        (5, 1, False),
+        (5, 2, True),
+        (7, 2, False),
+        (7, 3, True),
+        (10, 3, False),
+        (10, 4, True),
+    ],
 )
 def test_more_than_n_minus_q_objections_exclude_and_fewer_do_not(count: int, objecting: int, enough: bool) -> None:
     names = [f"m{n}" for n in range(count)]
@@ -223,6 +232,59 @@ def test_objections_of_those_without_a_vote_are_no_evidence() -> None:
     where = rules.place(fold, {m: n for m, n in fold.sizes.items() if m != sam.id})
     bad = fold.contributions[paper.members["cyd"].id][0].event
     assert list(rules.objections(fold, where, bad)) == [paper.members["ada"].id]
+
+
+def test_a_smeared_member_is_not_held_back_by_the_noise_about_somebody_elses_harm() -> None:
+    """Six feel the culprit and vote against; three hostile voters blame another one: only the culprit stays out."""
+    names = [f"m{n}" for n in range(10)]
+    paper = Paper.found(names)
+    culprit, victim, *_ = paper.members.values()
+    for member in paper.members.values():
+        member.publish()
+    paper.deliver_all()
+    candidate = victim.draft()
+    assert isinstance(candidate, Cut)
+    victim.say(events.Proposed(height=1, attempt=0, valid_attempt=-1, value=candidate.to_json()))
+    object_to(paper, culprit, names[1:7])
+    object_to(paper, victim, names[7:])
+    for name in names[1:]:
+        said = events.Objected(height=1, attempt=0, digest=candidate.digest, reason=rules.WORSE)
+        paper.members[name].say(said)
+    paper.deliver_all()
+    fold = victim.fold
+    assert [x.event for x in rules.refused(fold, fold.sizes)] == [fold.contributions[culprit.id][0].event]
+    assert rules.contested(fold) == set()
+
+
+# -- copies ----------------------------------------------------------------------------------------------------------
+def test_a_copy_is_left_out_on_the_evidence_of_one_kept_contribution_that_came_first() -> None:
+    paper = Paper.found(NAMES)
+    ada, bob, cyd = paper.members.values()
+    ada.publish()
+    bob.publish()
+    paper.deliver_all()
+    cyd.publish()
+    paper.deliver_all()
+    fold, cut = bob.fold, bob.draft()
+    assert isinstance(cut, Cut)
+    first, late = fold.contributions[ada.id][0].event, fold.contributions[cyd.id][0].event
+    other = fold.contributions[bob.id][0].event
+
+    def said(*claims: Exclusion) -> Fits | Unfit | Lacking:
+        gone = {x.event for x in claims}
+        kept = tuple(r for r in cut.registers if fold.contributions[r.member][0].event not in gone)
+        return rules.check(fold, replace(cut, excluded=claims, registers=kept))
+
+    claim = Exclusion(event=late, reason=rules.COPIED, evidence=(first,))
+    assert said(claim) == Fits(hard=(claim,)), "whoever has the blobs compares them"
+    unproven = Unfit(reason="exclusion-without-evidence")
+    assert said(replace(claim, evidence=())) == unproven
+    assert said(replace(claim, evidence=tuple(sorted((first, other))))) == unproven
+    assert said(replace(claim, evidence=(late,))) == unproven, "not by itself"
+    assert said(replace(claim, event=first, evidence=(late,))) == unproven, "the original is no copy of the copy"
+    assert said(replace(claim, event=other, evidence=(first,))) == unproven, "neither had seen the other"
+    both = (claim, Exclusion(event=first, reason="norm", evidence=()))
+    assert said(*sorted(both, key=lambda x: x.event)) == unproven, "what is left out itself is no evidence"
 
 
 # -- growth ----------------------------------------------------------------------------------------------------------

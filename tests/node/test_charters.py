@@ -47,6 +47,14 @@ def test_the_defaults_make_a_valid_charter_for_the_model(model: Model) -> None:
     assert charter.adapter.coordinates == adapters.layout(model.path, spec).coordinates
 
 
+@pytest.mark.parametrize("preset", sorted(wishes.PRESETS))
+def test_a_preset_sets_density_and_bits_and_an_option_beside_it_wins(model: Model, preset: str) -> None:
+    density, bits = wishes.PRESETS[preset]
+    made = wishes.draft({"preset": preset}, model, FOUNDER).update
+    assert (made.density_ppm, made.value_bits, made.block) == (density, bits, 16 if bits == 1 else 256)
+    assert wishes.draft({"preset": preset, "density_ppm": 7}, model, FOUNDER).update.density_ppm == 7
+
+
 def test_two_collectives_are_never_the_same(model: Model) -> None:
     one, two = (wishes.draft({"name": "same"}, model, FOUNDER) for _ in range(2))
     assert one.nonce != two.nonce
@@ -81,9 +89,10 @@ def test_alpha_is_the_rank_and_as_many_are_waited_for_as_contribute(model: Model
 @pytest.mark.parametrize(
     "args",
     [
-        {"recipe": "median/1"}, {"value_bits": 5}, {"members": ["xyz"]}, {"members": [f"{BOB}:bob:owner"]},
+        {"recipe": "median/9"}, {"recipe": "outer-nesterov/1"}, {"recipe": "median/1:zeros=0"}, {"value_bits": 5},
+        {"members": ["xyz"]}, {"members": [f"{BOB}:bob:owner"]},
         {"members": [f"{BOB}", f"{BOB}"]}, {"members": [FOUNDER.id]}, {"faults": 3}, {"targets": ["nothing"]},
-        {"name": "x" * 65}, {"rank": 0}, {"density_ppm": 0}, {"timeout_ms": 1},
+        {"name": "x" * 65}, {"preset": "modem"}, {"rank": 0}, {"density_ppm": 0}, {"timeout_ms": 1},
     ],
 )  # fmt: skip
 def test_options_that_make_no_charter_are_refused(model: Model, args: dict[str, Any]) -> None:
@@ -100,6 +109,12 @@ def test_a_path_changes_one_rule_and_leaves_its_neighbours() -> None:
     assert whole == {**CHARTER.to_json(), "name": "new", "gate": {**gate, "tolerance_centinats": 5, "held_out_min": 8}}
 
 
+def test_a_recipe_may_come_with_its_parameters(model: Model) -> None:
+    text = "guarded-mean/1:clip=1500,floor=3000"
+    assert wishes.draft({"recipe": text}, model, FOUNDER).recipe == text
+    assert after(CHARTER, wishes.changes(CHARTER, {"changes": {"recipe": text}})).recipe == text
+
+
 def test_a_rule_that_stays_as_it_is_is_no_change() -> None:
     assert wishes.changes(CHARTER, {"changes": {"name": CHARTER.name, "gate.held_out_min": 0}}) == []
     assert wishes.changes(CHARTER, {}) == []
@@ -110,7 +125,8 @@ def test_a_rule_that_stays_as_it_is_is_no_change() -> None:
     "changes",
     [
         {"colour": 1}, {"gate.colour": 1}, {"name.first": "x"}, {"nonce": "0" * 64}, {"epoch": 4}, {"v": 2},
-        {"gate.held_out_min": -1}, {"recipe": "median/1"}, {"recipe": ["x"]}, {"adapter.rank": 8}, {"faults": 7},
+        {"gate.held_out_min": -1}, {"recipe": "median/9"}, {"recipe": ["x"]}, {"recipe": "lorahub/1"}, {"adapter.rank": 8},
+        {"faults": 7},
         {"adapter.targets": ["v_proj"]}, {"members": "bob"}, {"members": ["bob"]}, {"members": []},
     ],
 )  # fmt: skip

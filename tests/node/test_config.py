@@ -13,7 +13,9 @@ from node.config import NodeConfig
 from node.data.egress import policy_of
 from node.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+CONFIGS = sorted(
+    c for c in (Path(__file__).parents[2] / "configs").glob("*.toml") if not c.name.startswith("simulation-")
+)
 SOURCE = Path("node.toml")
 PEER = "/ip4/192.0.2.7/tcp/4242/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
 
@@ -167,3 +169,12 @@ def test_any_machine_name_becomes_a_node_name(text: str) -> None:
 @given(st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.booleans(), st.integers(-(2**53), 2**53)))
 def test_a_literal_reads_back(value: str | bool | int) -> None:
     assert config.value_of(config.literal(value)) == value
+
+
+def test_steps_and_rate_are_numbers_or_searched_for() -> None:
+    train = config.parse('[train]\nsteps = "auto"\nlearning_rate = "auto"\n', source=SOURCE).train
+    assert (train.steps, train.learning_rate) == (config.AUTO, config.AUTO)
+    for wrong in ("steps = 0", "steps = 1.5", 'steps = "many"', "learning_rate = 0.0", 'learning_rate = "fast"'):
+        text = refused(f"[train]\n{wrong}\n")
+        assert f"line 2: [train] {wrong.split()[0]}" in text
+        assert "'auto'" in text

@@ -197,7 +197,7 @@ def test_a_run_is_not_repeated_by_itself_under_the_policy_that_stopped_it(table:
 
 def test_the_run_that_waited_over_a_restart_meets_the_policy_too(table: Table) -> None:
     desk = guarded(table, Policy(max_bytes=100))
-    ran = asyncio.run(desk.rounds._train(config.Train(), lambda _event: None))
+    ran = asyncio.run(desk.rounds.train(config.Train(), lambda _event: None))
     assert desk.rounds.unpublished() == ran
     with pytest.raises(EgressStopped):
         desk.run()

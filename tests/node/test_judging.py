@@ -189,17 +189,17 @@ def test_two_that_send_the_same_harm_are_both_named(table: Table) -> None:
     assert {o.event for o in found.verdict.objections} == {c.event for c in bad}
 
 
-def test_blame_costs_at_most_two_measurements_for_each_author_and_known_losses_none(table: Table) -> None:
+def test_blame_costs_one_measurement_for_all_authors_and_known_losses_none(table: Table) -> None:
     for name, at in (("ada", BAD), ("cyd", GOOD)):
         table[name].publish({at: 0.5})
     table.deliver()
     bob, cut = table["bob"], table["bob"].cut()
     verdict = finding(bob.judged(cut)).verdict
     assert verdict is not None
-    assert bob.trainer.asked == [["base", "candidate"], ["probe"], ["probe"]]
+    assert bob.trainer.asked == [["base", "candidate"], ["without 0", "without 1"]]
     assert [o.event for o in verdict.objections] == [bob.fold.contributions[table["ada"].id][0].event]
     finding(bob.judged(cut))
-    assert len(bob.trainer.asked) == 3
+    assert len(bob.trainer.asked) == 2
 
 
 # -- soundness ---------------------------------------------------------------------------------------------------------

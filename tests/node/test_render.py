@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from node.cli import render, render_audit, render_data
+from node.cli import render, render_audit, render_data, render_training
 
 ME, OTHER, DIGEST = "a" * 64, "b" * 64, "0123456789abcdef" * 4
 
@@ -113,7 +113,7 @@ def shown(show: Show, result: object) -> str:
         (render.done, {"text": "asked [all] to join", "digest": DIGEST}, ["asked [all] to join", DIGEST]),
         (render.losses, {"losses": {"base": {"micronats": 4_229_500, "rows": 200},
                                     "release-1": {"micronats": 3_776_000, "rows": 200}}}, ["4.2295", "3.7760", "-0.45"]),
-        (render.trained, {"run": "r1", "steps": 10, "loss_before": 423, "loss_after": 390, "digest": DIGEST,
+        (render_training.trained, {"run": "r1", "steps": 10, "loss_before": 423, "loss_after": 390, "digest": DIGEST,
                           "bytes": 2048, "sent": 73728}, ["4.23 -> 3.90", "73728", "2.0 KiB"]),
         (render_data.forgotten, {"dry_run": True, "datasets": ["notes", "calls"], "rows": 7, "held_out_rows": 2,
                             "contributions": [DIGEST, ME], "bodies": 4, "requests": []},
@@ -139,7 +139,7 @@ def test_a_person_sees_what_matters(show: Show, result: object, expected: list[s
 
 @pytest.mark.parametrize(
     "show", [render.status, render.log, render_audit.audit, render.charter, render.requests, render_data.datasets, render.done,
-             render.models, render.trained, render.losses, render_data.forgotten]
+             render.models, render_training.trained, render.losses, render_data.forgotten]
 )  # fmt: skip
 def test_an_answer_with_nothing_in_it_is_shown_too(show: Show) -> None:
     shown(show, {})

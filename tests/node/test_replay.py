@@ -224,7 +224,19 @@ def test_another_recipe_merges_anew_and_an_unknown_one_is_refused(table: Table) 
     assert model(ada.replay.view(lambda _: True)).digest != cut.model
     assert matches(cut, model(ada.replay.of_cut(first.charter, cut)))
     with pytest.raises(MergeRefused):
-        ada.replay.merge(replace(ada.fold.charter, recipe="median/1"), [])
+        ada.replay.merge(replace(ada.fold.charter, recipe="median/9"), [])
+
+
+def test_a_recipe_with_parameters_decides_releases_that_others_recompute(table: Table) -> None:
+    table.amend({"op": "set", "field": "recipe", "value": "guarded-mean/1:clip=900,cut=100,floor=3000"})
+    cut = table.release("ada", "bob", "cyd")
+    assert cut.recipe == "guarded-mean/1:clip=900,cut=100,floor=3000"
+    for sitter in table:
+        own = model(sitter.replay.of_cut(sitter.fold.charter, cut))
+        assert matches(cut, own)
+        weights = sitter.fold.weights(sitter.fold.charter, own.registers)
+        plain = merging.merge("contributor-mean/1", own.registers, weights, len(weights), len(own.vector))
+        assert merging.model_digest(plain) != cut.model
 
 
 def test_forgotten_answers_are_found_again(full: Table, monkeypatch: pytest.MonkeyPatch) -> None:

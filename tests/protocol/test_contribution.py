@@ -1,6 +1,7 @@
 """The contribution blob: a complete card and an update, signed by the member it names."""
 
 import dataclasses
+import functools
 import hashlib
 import struct
 
@@ -46,6 +47,7 @@ def card(**changes):
     return Card(**(values | changes))
 
 
+@functools.cache
 def update(sent=200):
     return sparse.encode(
         coordinates=1000,

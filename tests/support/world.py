@@ -230,8 +230,8 @@ class World:
         sizes = rules.within_reach(fold, sizes) if reach else sizes
         place, previous = rules.place(fold, sizes), fold.current_cut()
         excluded = {x.event: x for x in (*(previous.excluded if previous else ()), *rules.refused(fold, sizes))}
-        for event, request in rules.erased(fold, place).items() if forget else ():
-            excluded.setdefault(event, Exclusion(event=event, reason=rules.ERASED, evidence=(request,)))
+        for event, exclusion in rules.owed(fold, place).items() if forget else ():
+            excluded.setdefault(event, exclusion)
         for event in exclude:
             evidence = tuple(sorted(rules.objections(fold, place, event).values()))
             excluded[event] = Exclusion(event=event, reason=rules.REFUSED, evidence=evidence)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 
 from fastapi import HTTPException, Request
 
-from node.errors import UnknownModel
+from node.errors import ModelGone, UnknownModel
 from node.ports import Engine, Route, ServedModel
 from node.serving.access.keyfile import ApiKey
 from node.serving.api.answering import Asked
@@ -63,6 +64,14 @@ class Binder:
         """The version that a name stands for. Raises UnknownModel, which names near ones that the key covers."""
         try:
             return self._engine.find(name)
+        except ModelGone as e:
+            if key is None or "*" in key.models:
+                raise
+            if not self._door.may_see(key, [e.name]):
+                raise UnknownModel(f"couldn't find model {name[:80]!r}: this node does not serve it") from None
+            if self._door.may_see(key, [e.successor.partition("@")[0]]):
+                raise
+            raise ModelGone(str(e), name=e.name, successor="") from None
         except UnknownModel as e:
             if key is None or "*" in key.models:
                 raise
@@ -134,5 +143,9 @@ def fingerprint(model: ServedModel, known: Facts) -> str:
 
 
 def headers_of(model: ServedModel, known: Facts) -> dict[str, str]:
-    """The headers that say where an answer came from."""
-    return {"x-fishernet-model": model.name, "x-fishernet-release": model.digest, "x-fishernet-head": known.head}
+    """The headers that say where an answer came from, and when its version ends (RFC 8594) if it does."""
+    said = {"x-fishernet-model": model.name, "x-fishernet-release": model.digest, "x-fishernet-head": known.head}
+    if model.retires is None:
+        return said
+    ends = formatdate(model.retires // 1000, usegmt=True)
+    return {**said, "sunset": ends, "x-fishernet-successor": model.successor}

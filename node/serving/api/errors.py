@@ -16,7 +16,18 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from node.errors import BadKey, BadVector, Busy, ContextTooLong, JobRefused, KeyDenied, NodeError, TooLate, UnknownModel
+from node.errors import (
+    BadKey,
+    BadVector,
+    Busy,
+    ContextTooLong,
+    JobRefused,
+    KeyDenied,
+    ModelGone,
+    NodeError,
+    TooLate,
+    UnknownModel,
+)
 from node.serving.api.requests import UNSUPPORTED, ChatRequest, CompletionRequest, EmbeddingRequest
 from protocol.errors import FishernetError, Refused, Retry
 
@@ -63,7 +74,10 @@ def problem(error: FishernetError) -> tuple[int, dict[str, Any], dict[str, str]]
     message = f"{error} ({hint})" if hint else str(error)
     match error:
         case UnknownModel():
-            return 404, error_body(message, kind=INVALID, code=error.code, param="model"), {}
+            after = error.successor if isinstance(error, ModelGone) else ""
+            status, headers = 410 if isinstance(error, ModelGone) else 404, {"x-fishernet-successor": after}
+            body = error_body(message, kind=INVALID, code=error.code, param="model")
+            return status, body, headers if after else {}
         case ContextTooLong():
             return 400, error_body(message, kind=INVALID, code=error.code), {}
         case JobRefused() if error.reason == "wrong-base":  # the base was replaced between the name and the answer
