@@ -38,7 +38,7 @@ bench: setup
 
 lock:
 	rm -rf .lock-venv && python3 -m venv .lock-venv
-	.lock-venv/bin/python -m pip install --quiet torch==2.13.0 '.[node,audit,dev]' 'setuptools>=77'
+	.lock-venv/bin/python -m pip install --quiet torch==2.13.0 '.[node,audit,plot,dev]' 'setuptools>=77'
 	@echo '# Every package of a whole development install, pinned. `make lock` writes it anew from the ranges in pyproject.toml.' > requirements.lock
 	.lock-venv/bin/python -m pip freeze --all --exclude pip --exclude fishernet | sed 's/+cpu$$//' >> requirements.lock
 	rm -rf .lock-venv

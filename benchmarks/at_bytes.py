@@ -18,7 +18,7 @@ from protocol.card import SELECTIONS
 
 CLOSE = 0.995  # of the budget: near enough to stop searching
 TRIES = 8
-ROWS = "fisher-r2-rows"
+ROWS = updates.ROW_RULE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Selector:
 def selectors(bits: int) -> Mapping[str, Selector]:
     """Every rule a card may name and F^(1/2) r^2, with values of so many bits (rows of 16 have a scale each)."""
     known = {
-        f"{rule} int{bits}": Selector(rule=rule, bits=bits, block=updates.ROW if rule == ROWS else BLOCK)
+        f"{rule} int{bits}": Selector(rule=rule, bits=bits, block=updates.ROW if rule in updates.ROW_RULES else BLOCK)
         for rule in SELECTIONS
     }
     known[f"sqrt-fisher-r2 int{bits}"] = Selector(rule="fisher-r2", power=0.5, bits=bits)

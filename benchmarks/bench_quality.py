@@ -114,7 +114,7 @@ def searched(one: Lab, name: str, settings: Settings) -> float:
     """The rate that the product's search gives a member on its own training rows."""
     asked = dataclasses.replace(settings, lr=4e-3, seed=one.seed)
     codec, permits = one.learner.codec, lab.permits([name], "train")
-    wish = Wish(rate=True)
+    wish = Wish(rate=True, members=len(one.names))
     measured = searching.tuning_sequences(one.store, [name], codec, asked, permits, wish)
     sequences = training.draw(one.store, [name], codec, asked, permits, spare=True)
     return searching.search(one.learner, sequences, measured, None, asked, wish).lr

@@ -54,12 +54,12 @@ class Row:
 
 
 FINAL = (
-    Row(name="rows-1bit-1/30", density_ppm=425_000, floor=(0.95, 30.0)),
-    Row(name="rows-1bit-1/100", density_ppm=128_000, floor=(0.90, 100.0)),
+    Row(name="rows-1bit-50%", density_ppm=500_000, floor=(0.95, 30.0)),
+    Row(name="rows-1bit-15%", density_ppm=150_000, floor=(0.90, 100.0)),
 )
 OTHERS = (
     Row(name="scattered-8bit-20%", density_ppm=200_000, bits=8, block=256, rule="fisher-r2"),
-    Row(name="scattered-1bit-4%", density_ppm=40_000, bits=1, block=64, rule="fisher-r2"),
+    Row(name="scattered-1bit-4.5%", density_ppm=45_000, bits=1, block=64, rule="fisher-r2"),
 )
 
 

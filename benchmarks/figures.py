@@ -27,7 +27,7 @@ def _selectors(model: str, rows: Sequence[Row]) -> list[Figure]:
     for part in ("selector", "rounds selector"):
         for budget in sorted({row.budget for row in rows if row.part == part}):
             kept = {row.name: row.mean for row in rows if row.part == part and row.budget == budget}
-            saliency = [value for name, value in kept.items() if "fisher-r2" in name]
+            saliency = [value for name, value in kept.items() if "fisher" in name and not name.startswith("fisher int")]
             length = [value for name, value in kept.items() if name.startswith("magnitude")]
             if saliency and length:
                 margin = max(saliency) - max(length)  # each with the bits that suit it

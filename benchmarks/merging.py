@@ -6,7 +6,7 @@ signature). `kept` is the share of a reference's gain on held-out rows: of the m
 the dense float16 mean of as many rounds over rounds. A "point" is one percent of the gain of Flower's FedAvg.
 
     python benchmarks/merging.py [--model tiny|smollm2-135m] [--quick] [--parts ..] [--seeds N] [--rounds N]
-        [--flwr PYTHON] [--mergekit PYTHON] [--results FILE] [--plot FILE] [--json FILE]
+        [--flwr PYTHON] [--mergekit PYTHON] [--results FILE] [--markdown] [--plot FILE] [--json FILE]
 
 Without --flwr and --mergekit their rows say "not run". On the real model rounds are five named rows.
 """
@@ -27,7 +27,7 @@ from harness import finish, machine, options, table
 from lab import SETTINGS, Lab, open_lab
 from one_shot import against_cat, by_peer, by_recipe, by_selector, shot
 from over_rounds import by_flower, everything, named, run
-from rows import HEADER, Row, joined, lines, load, save
+from rows import HEADER, Row, joined, lines, load, markdown, save
 
 PARTS = ("selector", "recipe", "peer", "exact", "rounds", "flower")
 REAL = "smollm2-135m"
@@ -50,8 +50,8 @@ def main() -> int:
         "machine": machine(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        lab = open_lab(arguments.model, Path(folder))
-        for seed in range(seeds):
+        lab = open_lab(arguments.model, Path(folder)) if arguments.parts else None
+        for seed in range(seeds if lab else 0):
             one = dataclasses.replace(lab, seed=seed)
             for row in _rows(one, arguments, number, Path(folder)):
                 print(f"seed {seed}: {row.part} {row.budget} {row.name} {row.mean:.3f} {row.note}", flush=True)
@@ -59,7 +59,10 @@ def main() -> int:
                 if arguments.results:  # row by row: a run of hours that is killed keeps what it has
                     save(arguments.results, arguments.model, ran, joined(found))
     rows = load(arguments.results, arguments.model) if arguments.results else joined(found)
-    table(f"{arguments.model}, {seeds} seeds, {number} rounds", HEADER, lines(rows))
+    if arguments.markdown:
+        print(markdown(rows))
+    else:
+        table(arguments.model, HEADER, lines(rows))
     if arguments.plot:
         from merging_plot import plot
 
@@ -104,7 +107,7 @@ def _options() -> argparse.ArgumentParser:
     parser = options(__doc__ or "")
     parser.add_argument("--model", choices=sorted(SETTINGS), default="tiny")
     parser.add_argument("--quick", action="store_true", help="one seed, two rounds, no search of scales")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="none: show the file")
     parser.add_argument(
         "--rows", nargs="+", metavar="TEXT", help="over rounds: only rows whose name has one of these in it"
     )
@@ -113,6 +116,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--flwr", metavar="PYTHON", help="a Python with flwr and what contrib needs")
     parser.add_argument("--mergekit", metavar="PYTHON", help="a Python with mergekit")
     parser.add_argument("--results", type=Path, metavar="FILE", help="keep the rows there, part by part")
+    parser.add_argument("--markdown", action="store_true", help="print the table for RESULTS.md")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw kept gain against bytes (needs matplotlib)")
     return parser
 

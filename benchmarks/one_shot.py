@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import products
-from at_bytes import Selector, at_budget, budgets, selectors
+from at_bytes import ROWS, Selector, at_budget, budgets, selectors
 from extras import Merger, choosing, mean_loss
 from lab import Lab, Local, Send, Sent, Turn, dense
 from peers import MERGEKIT, PEFT, mergekit
@@ -113,10 +113,11 @@ def by_selector(shot: Shot, parts: tuple[int, ...]) -> Iterator[Row]:
 
 
 def by_recipe(shot: Shot, parts: tuple[int, ...]) -> Iterator[Row]:
-    """Every recipe on the same blobs: all coordinates in float16, then the product's rule at every budget."""
+    """Every recipe on the same blobs: all coordinates in float16, then scattered int8 and rows by signs at every budget."""
     senders: dict[str, Send] = {"dense": dense(shot.lab)}
-    chosen = Selector(rule=updates.DEFAULT_RULE)
-    senders |= {budget: at_budget(shot.lab, chosen, most) for budget, most in budgets(shot.lab, parts).items()}
+    for budget, most in budgets(shot.lab, parts).items():
+        senders[f"{budget} int8"] = at_budget(shot.lab, Selector(rule=updates.DEFAULT_RULE), most)
+        senders[f"{budget} signs"] = at_budget(shot.lab, Selector(rule=ROWS, bits=1, block=updates.ROW), most)
     for budget, send in senders.items():
         sent = shot.sent(send)
         registers = shot.registers(sent)

@@ -46,17 +46,16 @@ def everything(lab: Lab, parts: tuple[int, ...]) -> list[Named]:
     def by(selector: Selector) -> Callable[[int], Send]:
         return lambda most: at_budget(lab, selector, most)
 
-    found = [
-        Named(
-            part="rounds recipe", name=name, budget=smallest, send=by(Selector(rule=updates.DEFAULT_RULE)), recipe=name
-        )
-        for name in recipes.RECIPES
-    ]
-    return found + [
+    by_rule = [
         Named(part="rounds selector", name=name, budget=f"1/{part}", send=by(selector), recipe=STEADY)
         for part in parts
         for name, selector in [*selectors(1).items(), *selectors(8).items()]
     ]
+    default = by(Selector(rule=updates.DEFAULT_RULE))
+    by_recipe = [
+        Named(part="rounds recipe", name=name, budget=smallest, send=default, recipe=name) for name in recipes.RECIPES
+    ]
+    return by_rule + by_recipe
 
 
 def named(lab: Lab) -> list[Named]:
@@ -70,8 +69,8 @@ def named(lab: Lab) -> list[Named]:
         return at_budget(lab, Selector(rule="magnitude", bits=1), most)
 
     return [
-        Named(part=part, name="rows of F*r^2 by signs, 12.8 %", budget="1/100", send=rows(128_000)),
-        Named(part=part, name="rows of F*r^2 by signs, 42.5 %", budget="1/30", send=rows(425_000)),
+        Named(part=part, name="rows by signs, 15.5 %", budget="1/100", send=rows(155_000)),
+        Named(part=part, name="rows by signs, 51 %", budget="1/30", send=rows(510_000)),
         Named(part=part, name="all rows by signs", budget="1/15", send=rows(1_000_000)),
         Named(part=part, name="magnitude by signs", budget="1/30", send=as_many),
         Named(part=part, name="F*r^2 int8, 20 %", budget="1/8", send=lambda _most: sparse(lab, density_ppm=200_000)),

@@ -92,6 +92,18 @@ def lines(rows: Sequence[Row]) -> list[tuple[object, ...]]:
 HEADER = ("part", "row", "kept", "spread", "at its best scale", "bytes", "note")
 
 
+def markdown(rows: Sequence[Row]) -> str:
+    """The same cells as `lines` for RESULTS.md, a table for each part and budget."""
+    found: list[str] = []
+    for line in lines(rows):
+        group, name, kept, spread, tuned, size, note = (f"{c:.3f}" if isinstance(c, float) else str(c) for c in line)
+        if f"**{group}**" not in found:
+            found += ["", f"**{group}**", "", "| row | kept | at its best scale | bytes | |", "|---|---|---|---|---|"]
+        shown = kept if spread == "-" else f"{kept} ± {spread}"
+        found.append(f"| {name} | {shown} | {tuned} | {size if size == '-' else f'{int(size):,}'} | {note} |")
+    return "\n".join(found)
+
+
 def save(file: Path, model: str, ran: Mapping[str, object], rows: Sequence[Row]) -> None:
     """Put `rows` into the file in place of the model's rows of the same names; `ran` says how they were run.
 

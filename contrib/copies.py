@@ -71,7 +71,8 @@ def _few_bits(units: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The values over a power of two, rounded towards zero, so that the largest has at most `_BITS` bits."""
     largest = int(np.abs(units).max(initial=0))
     shift = max(0, largest.bit_length() - _BITS)
-    return np.sign(units) * (np.abs(units) >> shift)
+    small: npt.NDArray[np.int64] = np.sign(units) * (np.abs(units) >> shift)
+    return small
 
 
 def _sum(products: npt.NDArray[np.int64]) -> int:

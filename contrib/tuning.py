@@ -21,6 +21,7 @@ SHARE: Final = 8  # one training row of so many is kept for tuning, where runs a
 LEAST_SEQUENCES: Final = 4  # with fewer to measure on nothing is tuned
 MOST_TRIALS: Final = 5
 MOST_STEPS: Final = 16  # of a trial when the number of steps is searched for
+MOST_RATE: Final = 0.5
 FACTOR: Final = 2.0  # between the rates that are tried
 CHECKS: Final = 4  # measurements of a run that may stop early
 PATIENCE: Final = 2  # measurements without a new lowest loss after which a run ends
@@ -39,16 +40,19 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What is to be chosen, on how many sequences; with neither, a run is only stopped early."""
+    """What is to be chosen, on how many sequences, for a mean over how many members; with neither, a run is only stopped early."""
 
     rate: bool = False
     steps: bool = False
     sequences: int = 16
+    members: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what would measure nothing or never end."""
         if not LEAST_SEQUENCES <= self.sequences <= 1024:
             raise BadJob(f"couldn't tune: sequences must be {LEAST_SEQUENCES} to 1024")
+        if not 1 <= self.members <= 4096:
+            raise BadJob("couldn't tune: members must be 1 to 4096")
 
     @property
     def searches(self) -> bool:
@@ -140,6 +144,9 @@ def enough_steps(curve: Sequence[Point]) -> int:
 def choose(trials: Sequence[Trial], wish: Wish, *, lr: float, steps: int) -> Choice:
     """What the trials say; `lr` and `steps` stand for what was not to be chosen.
 
+    The best rate of one member alone is too small for a mean over n: it has the noise of n times the rows, and Adam's rate grows
+    with the square root of those (Malladi et al. 2022, arXiv 2205.10287; measured: contrib/LOG.md).
+
     Raises:
         BadJob: every rate that was tried diverged.
     """
@@ -149,7 +156,7 @@ def choose(trials: Sequence[Trial], wish: Wish, *, lr: float, steps: int) -> Cho
         raise BadJob(f"couldn't tune: every run diverged at the learning rates {tried}; set a smaller one")
     chosen = next(trial for trial in trials if trial.lr == best_rate(finite))
     return Choice(
-        lr=chosen.lr if wish.rate else lr,
+        lr=min(MOST_RATE, chosen.lr * math.sqrt(wish.members)) if wish.rate else lr,
         steps=enough_steps(chosen.curve) if wish.steps else steps,
         trials=tuple(trials),
     )

@@ -21,7 +21,8 @@ from protocol.sparse import SparseUpdate
 
 RULES = SELECTIONS
 DEFAULT_RULE = "fisher-r2"
-ROW_RULE = "fisher-r2-rows"
+ROW_RULE = "root-fisher-rows"
+ROW_RULES = ("fisher-r2-rows", ROW_RULE)
 ROW = 16  # coordinates; the codec's grid has the same rows, and at rank 16 a row is one output neuron of a module
 
 Vector: TypeAlias = npt.NDArray[np.float32]
@@ -72,8 +73,9 @@ def select(
     """Return the coordinates to send [k], ascending: the most salient ones, never one whose residual is zero.
 
     `fisher-r2` is the expected loss change of leaving a coordinate out, F*r^2 with the diagonal empirical Fisher
-    (Optimal Brain Damage, LeCun et al. 1990). `fisher-r2-rows` takes whole rows of `ROW` coordinates, and of the last row
-    what fits: those where a sign for each coordinate and one magnitude for all of them remove most of it. The others
+    (Optimal Brain Damage, LeCun et al. 1990). `fisher-r2-rows` takes whole rows of `ROW` coordinates, as many as fit:
+    those where a sign for each coordinate and one magnitude for all of them remove most of it. `root-fisher-rows` weighs
+    with sqrt(F), between the loss and the plain square. The others
     exist to be compared with these; `random` alone uses `seed`.
 
     Args:
@@ -91,8 +93,9 @@ def select(
     if not (bool(np.isfinite(residual).all()) and bool(np.isfinite(fisher).all()) and bool((fisher >= 0).all())):
         raise SelectionRefused("couldn't choose coordinates: a value is not finite; train again at a lower rate")
     candidates = np.flatnonzero(residual)
-    if rule == ROW_RULE:
-        return _top_rows(fisher, residual, candidates, most_sent(len(residual), density_ppm)).astype(np.uint32)
+    if rule in ROW_RULES:
+        weights = np.sqrt(fisher) if rule == ROW_RULE else fisher
+        return _top_rows(weights, residual, candidates, most_sent(len(residual), density_ppm)).astype(np.uint32)
     saliency = _saliency(rule, fisher[candidates].astype(np.float64), residual[candidates].astype(np.float64), seed)
     return candidates[_top(saliency, most_sent(len(residual), density_ppm))].astype(np.uint32)
 
@@ -124,25 +127,37 @@ def _top(saliency: npt.NDArray[np.float64], most: int) -> npt.NDArray[np.int64]:
     return np.flatnonzero(chosen)
 
 
-def _top_rows(fisher: Vector, residual: Vector, candidates: npt.NDArray[np.intp], most: int) -> npt.NDArray[np.intp]:
-    """The first `most` of the candidates when rows stand by saliency and, of equal ones, by index; ascending."""
+def _top_rows(weights: Vector, residual: Vector, candidates: npt.NDArray[np.intp], most: int) -> npt.NDArray[np.intp]:
+    """All candidates of the best rows (of equal ones the lower) up to the first that would be too many; ascending.
+
+    No row is cut short, or the blocks of scales behind it would stand across rows; only if the best row alone is too
+    long, its first `most` are taken.
+    """
     if not len(candidates):
         return candidates
-    saliency = row_saliency(fisher, residual)
-    place = np.empty(len(saliency), dtype=np.int64)
-    place[np.argsort(-saliency, kind="stable")] = np.arange(len(saliency))
-    return np.sort(candidates[np.argsort(place[candidates // ROW], kind="stable")[:most]])
+    rows = candidates // ROW
+    order = np.argsort(-row_saliency(weights, residual), kind="stable")
+    lengths = np.bincount(rows, minlength=len(order))
+    order = order[lengths[order] > 0]
+    fits = int(np.searchsorted(np.cumsum(lengths[order]), most, side="right"))
+    if not fits:
+        candidates = candidates[rows == order[0]]
+        return candidates[:most]
+    chosen = np.zeros(len(lengths), dtype=bool)
+    chosen[order[:fits]] = True
+    candidates = candidates[chosen[rows]]
+    return candidates
 
 
-def row_saliency(fisher: Vector, residual: Vector) -> npt.NDArray[np.float64]:
-    """What a row's signs and its best single magnitude remove of sum F*r^2 [ceil(P / ROW)]: (sum F|r|)^2 / sum F.
+def row_saliency(weights: Vector, residual: Vector) -> npt.NDArray[np.float64]:
+    """What a row's signs and its best single magnitude remove of sum w*r^2 [ceil(P / ROW)]: (sum w|r|)^2 / sum w.
 
-    It is the maximum over s of sum F*r^2 - sum F*(|r| - s)^2, at s = sum F|r| / sum F.
+    It is the maximum over s of sum w*r^2 - sum w*(|r| - s)^2, at s = sum w|r| / sum w.
     """
-    starts = np.arange(0, len(fisher), ROW)
-    weights = fisher.astype(np.float64)
-    moved = np.add.reduceat(weights * np.abs(residual.astype(np.float64)), starts)
-    total = np.add.reduceat(weights, starts)
+    starts = np.arange(0, len(weights), ROW)
+    exact = weights.astype(np.float64)
+    moved = np.add.reduceat(exact * np.abs(residual.astype(np.float64)), starts)
+    total = np.add.reduceat(exact, starts)
     return np.divide(np.square(moved), total, out=np.zeros(len(starts)), where=total > 0)
 
 
@@ -194,7 +209,7 @@ def make(
     """
     indices = select(fisher, residual, density_ppm, rule, seed=seed)
     values = residual[indices]
-    if rule == ROW_RULE and value_bits == 1:
+    if rule in ROW_RULES and value_bits == 1:
         values = flattened(indices, values)
     data = sparse.encode(coordinates=len(residual), indices=indices, values=values, bits=value_bits, block=block)
     update = sparse.decode(data, coordinates=len(residual), max_sent=len(indices))

@@ -28,26 +28,24 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from contrib import tuning
+from contrib import jobs, tuning
 from contrib.adapters import AdapterSpec, Vector
 from contrib.encoding import MIN_LENGTH
-from contrib.errors import BadAdapter, BadJob
+from contrib.errors import BadJob
+from contrib.jobs import Job
 from contrib.tuning import Wish
 from protocol.errors import FishernetError
 
 if TYPE_CHECKING:
     from contrib.encoding import Encoded
     from contrib.learner import Learner
-    from contrib.permit import Permit
-    from contrib.rows import RowStore
     from contrib.training import Moments, Settings
     from contrib.tuning import Trial
 
-Job = Mapping[str, Any]
 Emit = Callable[..., None]
 
 _LIBRARIES = ("torch", "transformers", "peft")
@@ -72,7 +70,7 @@ class Worker:
         """Run the job in `line` and write its events; nothing a job does ends the worker."""
         number: object = None
         try:
-            job = _parse(line)
+            job = jobs.parse(line)
             number = job.get("id")
             self._run(job, lambda event, **facts: self._emit(number, event, facts))
         except FishernetError as e:
@@ -99,8 +97,8 @@ class Worker:
         from contrib import learner
 
         began = time.monotonic()
-        folder, spec = _path(job, "model"), AdapterSpec.parse(job.get("spec"))
-        torch.set_num_threads(_number(job, "threads", 1))
+        folder, spec = jobs.path(job, "model"), AdapterSpec.parse(job.get("spec"))
+        torch.set_num_threads(jobs.number(job, "threads", 1))
         self._learner = None  # two models at once may not fit
         self._learner = learner.load(folder, spec)
         emit(
@@ -139,11 +137,15 @@ def _train(learner: Learner, job: Job, emit: Emit) -> None:
     from contrib import fisher, searching, training
 
     began = time.monotonic()
-    settings, wish = _settings(job.get("settings", {})), _wish(job.get("tuning"))
-    out, view, moments = _path(job, "out"), _view(job.get("view")), _moments(job.get("moments"), learner.coordinates)
+    settings, wish = jobs.settings(job.get("settings", {})), jobs.wish(job.get("tuning"))
+    out, view, moments = (
+        jobs.path(job, "out"),
+        jobs.view(job.get("view")),
+        jobs.moments(job.get("moments"), learner.coordinates),
+    )
     measured: list[Encoded] = []
-    with _opened(job) as store:
-        names, permits = _names(job), _permits(job)
+    with jobs.opened(job) as store:
+        names, permits = jobs.names(job), jobs.permits(job)
         if wish:
             measured = searching.tuning_sequences(store, names, learner.codec, settings, permits, wish)
         tunes = len(measured) >= tuning.LEAST_SEQUENCES
@@ -238,116 +240,15 @@ def _evaluate(learner: Learner, job: Job, emit: Emit) -> None:
     views = job.get("views")
     if not isinstance(views, dict) or not views:
         raise BadJob("couldn't run job: views must map names to files or null")
-    with _opened(job) as store:
-        samples = evaluation.sample(store, _names(job), _number(job, "max_rows", 200), _permits(job))
-    length, batch = _number(job, "length", 64, least=MIN_LENGTH), _number(job, "batch", 8)
+    with jobs.opened(job) as store:
+        samples = evaluation.sample(store, jobs.names(job), jobs.number(job, "max_rows", 200), jobs.permits(job))
+    length, batch = jobs.number(job, "length", 64, least=MIN_LENGTH), jobs.number(job, "batch", 8)
     found = {}
     for name, file in views.items():
-        loss = evaluation.held_out_loss(learner, samples, _view(file), length=length, batch=batch)
+        loss = evaluation.held_out_loss(learner, samples, jobs.view(file), length=length, batch=batch)
         found[name] = dataclasses.asdict(loss)
         emit("view", view=name, **found[name])
     emit("done", views=found, seconds=round(time.monotonic() - began, 3))
-
-
-def _parse(line: str) -> Job:
-    try:
-        job = json.loads(line)
-    except (ValueError, RecursionError):
-        raise BadJob("couldn't read job: a line must be a JSON object") from None
-    if not isinstance(job, dict):
-        raise BadJob("couldn't read job: a line must be a JSON object")
-    return job
-
-
-def _settings(value: object) -> Any:
-    from contrib.training import Settings
-
-    if not isinstance(value, dict):
-        raise BadJob("couldn't take settings: an object is expected")
-    kinds: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(Settings)}
-    for name, given in value.items():
-        if name not in kinds:
-            raise BadJob(f"couldn't take settings: {name} is none of {', '.join(kinds)}")
-        if isinstance(given, bool) or not isinstance(given, int if kinds[name] is int else (int, float)):
-            raise BadJob(f"couldn't take settings: {name} must be a number")
-    return Settings(**value)
-
-
-def _wish(value: object) -> Wish | None:
-    """What is to be tuned; None: nothing, and the run ends when its steps are done."""
-    if value is None:
-        return None
-    if not isinstance(value, dict) or not set(value) <= {"rate", "steps", "sequences"}:
-        raise BadJob("couldn't take tuning: an object of rate, steps and sequences is expected")
-    rate, steps, sequences = value.get("rate", False), value.get("steps", False), value.get("sequences", 16)
-    if not (type(rate) is type(steps) is bool and type(sequences) is int):
-        raise BadJob("couldn't take tuning: rate and steps are true or false, sequences is a number")
-    return Wish(rate=rate, steps=steps, sequences=sequences)
-
-
-def _moments(file: object, coordinates: int) -> Moments | None:
-    """What an earlier run left, if it is there and of this adapter: a run without it begins anew, which costs a few steps."""
-    from contrib import training
-
-    if file is None:
-        return None
-    if not isinstance(file, str):
-        raise BadJob("couldn't run job: moments must be a path or null")
-    try:
-        return training.unpacked(np.load(file, allow_pickle=False), coordinates)
-    except (OSError, ValueError, EOFError):
-        return None
-
-
-def _names(job: Job) -> list[str]:
-    names = job.get("datasets")
-    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
-        raise BadJob("couldn't run job: datasets must be a list of names")
-    return names
-
-
-def _opened(job: Job) -> RowStore:
-    from contrib import sealing
-    from contrib.rows import RowStore
-
-    return RowStore.open(_path(job, "rows"), key=sealing.key_from_hex(job.get("key")), read_only=True)
-
-
-def _permits(job: Job) -> dict[str, Permit]:
-    from contrib import permit
-
-    given = job.get("permits", {})
-    if not isinstance(given, dict):
-        raise BadJob("couldn't run job: permits must map data sets to permits")
-    return {name: permit.parse(value) for name, value in given.items()}
-
-
-def _path(job: Job, key: str) -> Path:
-    value = job.get(key)
-    if not isinstance(value, str) or not value:
-        raise BadJob(f"couldn't run job: {key} must be a path")
-    return Path(value)
-
-
-def _number(job: Job, key: str, default: int, *, least: int = 1) -> int:
-    value = job.get(key, default)
-    if type(value) is not int or not least <= value <= 1 << 20:
-        raise BadJob(f"couldn't run job: {key} must be a whole number from {least}")
-    return value
-
-
-def _view(file: object) -> Vector | None:
-    if file is None:
-        return None
-    if not isinstance(file, str):
-        raise BadJob("couldn't run job: a view must be a path or null")
-    try:
-        vector = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        raise BadAdapter(f"couldn't read view {file}: {e}") from e
-    if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.ndim != 1:
-        raise BadAdapter(f"couldn't read view {file}: a vector of float32 is expected")
-    return vector
 
 
 def _save(file: Path, vector: Vector) -> str:

@@ -26,6 +26,7 @@ KIND: Final = "forget-bundle"
 DOMAIN: Final = "forget-bundle"
 SUFFIX: Final = ".forgotten.json"
 MAX_FILE: Final = 8 << 20
+MAX_PARTS: Final = 1 << 19  # lists and objects, those inside of texts included: what a reader may have to hold
 MAX_NOTE: Final = 1024
 MAX_PATH: Final = 64
 MAX_ROWS: Final = 8192  # entries, descendants, inputs of a log
@@ -143,11 +144,13 @@ def decode(data: bytes) -> Bundle:
     """Read a file: limits first, then the shape; nothing is verified yet.
 
     Raises:
-        TooLarge: over 8 MiB, or a part over its limit.
+        TooLarge: over 8 MiB, over half a million lists and objects, or a part over its limit.
         Malformed, NotCanonical, BadBundle: not a bundle in its one spelling.
     """
     if len(data) > MAX_FILE:
         raise TooLarge(f"couldn't read bundle: {len(data)} bytes, the limit is {MAX_FILE}")
+    if data.count(b"[") + data.count(b"{") > MAX_PARTS:
+        raise TooLarge(f"couldn't read bundle: it has more than {MAX_PARTS} lists and objects")
     whole = canon.decode_object(data, max_bytes=MAX_FILE)
     _closed(whole, _KEYS, "bundle")
     if (whole["v"], whole["kind"]) != (VERSION, KIND) or whole["v"] is True:

@@ -242,6 +242,8 @@ async def _forget(session: Session, args: Args) -> Json:
     until = deadline if isinstance(deadline, int) else now_ms() + erasing.DEADLINE_MS
     destroy = args.get("destroy") is True
     told = forgetting.ask(session.need_seat(), _events(args), until, destroy=destroy, state=rest)
+    if told["requests"]:
+        residual.forget_moments(session.home.runs)  # nor may what Adam knew of them carry on
     if session.daemon is None:
         session.eraser().answer()  # the daemon does it after every change
     return told

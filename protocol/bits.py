@@ -14,7 +14,6 @@ from protocol.errors import Malformed, NotCanonical
 Bits = npt.NDArray[np.uint8]  # one 0 or 1 an element
 
 _WINDOW = 2048
-_SHORT = 1 << 14
 
 
 class Writer:
@@ -138,14 +137,18 @@ class Reader:
     def _dense(self, count: int, few: int) -> Bits:
         """Gaps in unary alone are the cells as they are, up to the last that is set."""
         cells = np.zeros(count, dtype=np.uint8)
-        there = self._peek(count)
-        sums = there.cumsum(dtype=np.int32 if count > _SHORT else np.int16)
-        if not len(there) or sums[-1] < few:
-            raise Malformed("couldn't read bits: a cell beyond the last")
-        used = int(sums.searchsorted(sums.dtype.type(few))) + 1  # of its type, else numpy copies all
-        cells[:used] = there[:used]
-        self._at += used
-        return cells
+        found = 0
+        for start in range(0, count, _WINDOW):
+            there = self._peek(min(_WINDOW, count - start), start)
+            ones = int(np.count_nonzero(there))
+            if found + ones >= few:
+                there = there[: int(there.cumsum(dtype=np.int16).searchsorted(np.int16(few - found))) + 1]
+            cells[start : start + len(there)] = there
+            found += ones
+            if found >= few:
+                self._at += start + len(there)
+                return cells
+        raise Malformed("couldn't read bits: a cell beyond the last")
 
     def _sparse(self, count: int, few: int, exponent: int) -> Bits:
         gaps = self.unary(few, (count - few) >> exponent)

@@ -17,7 +17,7 @@ from protocol.ids import CollectiveId, Digest, MemberId, as_hex
 from protocol.sparse import LEVELS, MAX_COORDINATES
 
 VERSION = 1
-SELECTIONS = ("fisher-r2", "fisher-r2-rows", "magnitude", "fisher", "random")
+SELECTIONS = ("fisher-r2", "fisher-r2-rows", "root-fisher-rows", "magnitude", "fisher", "random")
 MAX_LIBRARIES = 16
 MAX_LOSS_CENTINATS = 1_000_000
 

@@ -1,7 +1,8 @@
 """The contribution blob: card and sparse update under one signature of the member (FORMAT.md, "Contribution").
 
-Knows no charter, ledger or disk, and does not look inside the update. Version 2 is written, version 1 is still read. Invariant: a `Contribution` returned by `unpack`
-was signed by `card.member`, and its digest names exactly the bytes it came from.
+Knows no charter, ledger or disk, and does not look inside the update. Version 2 is written, version 1 is still read.
+Invariant: a `Contribution` returned by `unpack` was signed by `card.member`, and its digest names exactly the bytes it
+came from.
 """
 
 from __future__ import annotations

@@ -235,11 +235,11 @@ def _page_end(counts: npt.NDArray[np.integer], most: int) -> int:
     return min(int(np.searchsorted(np.cumsum(counts), most)) + 1, len(counts))
 
 
-def _starts(group: Bits) -> npt.NDArray[np.intp]:
+def _starts(group: npt.NDArray[np.integer]) -> npt.NDArray[np.intp]:
     return np.concatenate(([True], group[1:] != group[:-1])).nonzero()[0]
 
 
-def _classes(group: Bits, cells: Bits) -> Bits:
+def _classes(group: npt.NDArray[np.integer], cells: Bits) -> Bits:
     """The class of each column in each group that has a row [groups with a row, 16]."""
     if not len(group):
         return np.zeros((0, WIDTH), dtype=np.uint8)

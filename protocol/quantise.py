@@ -35,7 +35,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantised:
-    """Which values are kept [j], their codes [j], the fp16 bits of the scales [ceil(j / block)] without `cut` of them, the base."""
+    """Which values are kept [j], their codes [j], the fp16 bits of the scales [ceil(j / block)] less `cut`, the base."""
 
     kept: npt.NDArray[np.intp]
     codes: Integers
@@ -102,11 +102,13 @@ def _scales(sizes: Reals, bits: int, block: int, base: int, cut: int) -> Integer
 
 
 def _codes(sizes: Reals, scales: Reals, bits: int, base: int) -> Integers:
-    return np.clip(np.rint(sizes / scales) - base, 0, levels(bits) - 1).astype(np.int64)
+    codes: Integers = np.clip(np.rint(sizes / scales) - base, 0, levels(bits) - 1).astype(np.int64)
+    return codes
 
 
 def _spread(scales: Reals, block: int, count: int) -> Reals:
-    return np.repeat(scales, block)[:count]
+    spread: Reals = np.repeat(scales, block)[:count]
+    return spread
 
 
 def _rounded(scales: Reals, cut: int) -> Integers:
@@ -131,7 +133,7 @@ def scale_units(scales: npt.NDArray[np.integer], cut: int) -> Integers:
 # -- writing and reading ---------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What a reader must know before the first bit: bits, values a block, values, base; cut, mean and Rice parameter of scales."""
+    """What a reader must know before the first bit: bits, values a block, values, base; cut, mean, Rice parameter of scales."""
 
     bits: int
     block: int

@@ -30,9 +30,10 @@ LARGEST_SCALE = quantise.LARGEST_SCALE
 MAX_UNITS = LARGEST_SCALE * 2**UNIT_BITS * quantise.LARGEST  # below 2^47
 
 _HEADER = struct.Struct("<4sBBBBIIBBBBBH3s")
-_LEAST_PAGE = 8  # exponents: a page ends with 256 rows at least,
+_LEAST_PAGE = 8  # exponents: a page ends with 256 rows at least, or more where the update is so large
 _MOST_PAGE = 12
-_PAGE_BYTES = 64  # or more where the update has so many bytes for each
+_PAGE_BYTES, _PAGE_SLACK = 56, 20_000
+_SAMPLE = 8192  # coordinates from which a writer chooses group size and coding of signs
 _ORDER = struct.Struct(">I")
 
 
@@ -62,10 +63,10 @@ class Parts:
 
     grid: grid.Shape
     values: quantise.Shape
-    positions: npt.NDArray[np.integer]  # [sent], ascending
+    positions: npt.NDArray[np.uint32]  # [sent], ascending
     minus: npt.NDArray[np.uint8]  # [sent], 1 is a minus
-    codes: npt.NDArray[np.integer]  # [sent]
-    scales: npt.NDArray[np.integer]  # [blocks], cut fp16 bits
+    codes: npt.NDArray[np.int64]  # [sent]
+    scales: npt.NDArray[np.int64]  # [blocks], cut fp16 bits
 
     def units(self) -> npt.NDArray[np.int64]:
         """The values in units of 2^-24 [sent]."""
@@ -103,7 +104,7 @@ def encode(
     parts = Parts(
         grid=shape,
         values=quantise.shape_of(chosen, bits, block),
-        positions=positions,
+        positions=positions.astype(np.uint32),
         minus=minus,
         codes=chosen.codes,
         scales=chosen.scales,
@@ -112,38 +113,44 @@ def encode(
 
 
 def _best_shape(coordinates: int, positions: npt.NDArray[np.int64], minus: npt.NDArray[np.uint8]) -> grid.Shape:
-    """The group size that takes the fewest bits, then the coding of signs that does."""
+    """The group size that takes the fewest bits, then the coding of signs that does, on the first coordinates sent."""
+    first, signs = positions[:_SAMPLE], minus[:_SAMPLE]
+    upto = coordinates if len(first) == len(positions) else int(first[-1]) + 1
 
     def size(shape: grid.Shape) -> int:
         writer = Writer()
-        grid.write(writer, shape, positions, minus)
+        grid.write(writer, shape, first, signs)
         return len(writer)
 
-    most = min(grid.MAX_GROUP, -(-coordinates // (grid.WIDTH * grid.UNIT_ROWS)))  # larger than all rows is no use
-    shapes = [grid.shape_of(coordinates, group, 1 << _LEAST_PAGE, positions) for group in range(1, most + 1)]
-    best = min(shapes, key=size) if most > 1 else shapes[0]
-    return min((best, dataclasses.replace(best, signs=False)), key=size)
+    most = min(grid.MAX_GROUP, -(-upto // (grid.WIDTH * grid.UNIT_ROWS)))  # larger than all rows is no use
+    shapes = [grid.shape_of(upto, group, 1 << _LEAST_PAGE, first) for group in range(1, max(1, most) + 1)]
+    best = min(shapes, key=size) if len(shapes) > 1 else shapes[0]
+    best = min((best, dataclasses.replace(best, signs=False)), key=size)
+    if upto == coordinates:
+        return best
+    return dataclasses.replace(grid.shape_of(coordinates, best.group, best.page, positions), signs=best.signs)
 
 
 def _with_wide_pages(parts: Parts) -> bytes:
     """The bytes with the largest page that an update of so many bytes may have."""
+    data = write(parts)
     for exponent in range(_MOST_PAGE, _LEAST_PAGE, -1):
-        if len(parts.positions) >> exponent:
-            data = write(dataclasses.replace(parts, grid=dataclasses.replace(parts.grid, page=1 << exponent)))
-            if _may_have(1 << exponent, len(data)):
-                return data
-    return write(parts)
+        if _may_have(1 << exponent, len(data)) and len(parts.positions) >> exponent:
+            wide = write(dataclasses.replace(parts, grid=dataclasses.replace(parts.grid, page=1 << exponent)))
+            if _may_have(1 << exponent, len(wide)):
+                return wide
+    return data
 
 
 def _may_have(page: int, size: int) -> bool:
-    return page == 1 << _LEAST_PAGE or page * _PAGE_BYTES <= size
+    return page == 1 << _LEAST_PAGE or page * _PAGE_BYTES <= size + _PAGE_SLACK
 
 
 def write(parts: Parts) -> bytes:
     """Return the bytes of version 2 that say `parts`. Law: `write(read(data, ...)) == data` for all that `decode` accepts."""
     shape, values = parts.grid, parts.values
     writer = Writer()
-    grid.write(writer, shape, parts.positions, parts.minus)
+    grid.write(writer, shape, parts.positions.astype(np.int64), parts.minus)
     quantise.write(writer, values, parts.scales, parts.codes)
     order = 0
     for kind in shape.order:

@@ -9,7 +9,7 @@
     proofs.py      prove, verify-proof, ledger export
     replay.py      replay          forget.py   forget        bundles.py  verify-bundle
     export.py      export          serve.py   serve          chat.py   chat          simulate.py   simulate
-    recipes.py     recipes
+    recipes.py     recipes         conflicts.py   conflicts
     render.py      results as tables for people
 
 Commands are named here with their one-line help and imported when called, so that `--help` answers at once. With `--json`
@@ -52,6 +52,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {  # in the order of a first ses
     "serve": ("serve", "serve", "Serve exported releases alone, without a ledger, keys or peers."),
     "audit": ("roots", "audit", "Verify every feed this node holds and recompute every release."),
     "replay": ("replay", "replay", "Recompute one release byte for byte, and say each step."),
+    "conflicts": ("conflicts", "conflicts", "Show where the members of a release pull in different directions."),
     "forget": ("forget", "forget", "Have contributions left out of later releases, and prove it."),
     "verify-bundle": ("bundles", "verify_bundle", "Verify a proof that something was forgotten; needs no node."),
     "prove": ("proofs", "prove", "Write a proof that an event was signed and recorded, for anybody."),

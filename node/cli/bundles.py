@@ -96,7 +96,7 @@ def show(_out: object, told: Any) -> None:
 
 def show_descendants(rows: Any) -> None:
     """Who was trained on what had it in it."""
-    click.echo(f"  {len(rows)} later contributions carry on from it" + (":" if rows else ""))
+    click.echo(f"  later contributions that carry on from it: {len(rows) or 'none'}")
     for each in rows:
         verb = "contains" if each["certainty"] == "contains" else "may contain"
         click.echo(f"    {printable(each['name'])}/{each['number']} {verb} something of it: {_WORDS[each['why']]}")

@@ -29,7 +29,7 @@ def collective() -> None:
 @click.option(
     "--preset",
     type=click.Choice(["lan", "balanced", "slow-link"]),
-    help="Density and bits for a link: about 1/8, 1/33 or 1/105 of a dense adapter's bytes.  [default: lan]",
+    help="Density and bits for a link: about 1/8, 1/30 or 1/100 of a dense adapter's bytes.  [default: lan]",
 )
 @click.option(
     "--density",

@@ -19,8 +19,8 @@ from protocol.ids import Digest, MemberId
 
 _SHOWN = {"id", "height", "quorum", "epoch_id"}  # what `reports.charter` adds to a charter
 PRESETS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
-    {"lan": (200_000, 8), "balanced": (425_000, 1), "slow-link": (128_000, 1)}
-)  # density in millionths and bits of a value: about 1/8, 1/33 and 1/105 of the bytes of a dense fp16 adapter (contrib/LOG.md)
+    {"lan": (200_000, 8), "balanced": (500_000, 1), "slow-link": (150_000, 1)}
+)  # density in millionths and bits of a value: about 1/8, 1/30 and 1/100 of the bytes of a dense fp16 adapter (contrib/LOG.md)
 _NORM_CAP_MICRO = 1_000_000_000  # an L2 norm of 1,000; runs at the default settings send norms below 10
 
 

@@ -84,9 +84,9 @@ class Council:
             return True
         rules = fold.charter.release
         since, enough = self._waiting_since, min(rules.wait_for, len(fold.charter.contributors))
-        if since is not None and (self._clock() - since) * 1000 < rules.patience_ms:
-            if len({c.member for c in fold.pending()}) < enough:
-                return False  # not enough even if all of it is eligible, which is dear to find out
+        waits = since is not None and (self._clock() - since) * 1000 < rules.patience_ms
+        if waits and len({c.member for c in fold.pending()}) < enough:
+            return False  # not enough even if all of it is eligible, which is dear to find out
         sent = {c.member for c in judging.eligible(self._seat, self._replay)}
         if not sent:
             self._waiting_since = None

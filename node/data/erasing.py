@@ -26,7 +26,6 @@ from ledger.events.erasure import MAX_LISTED, Scope
 from node.collective.seat import PAGE, Seat, now_ms
 from node.data import residual
 from node.network.blobs import BlobStore
-from node.training.runs import forget_moments
 from protocol.canon import Json
 from protocol.errors import Fatal, FishernetError
 from protocol.ids import Digest, EventId
@@ -196,7 +195,7 @@ def _announce(session: Session, seat: Seat, plan: Plan) -> list[EventId]:
     for run in found.runs:
         shutil.rmtree(seat.home.run_folder(run), ignore_errors=True)
     if found.runs:
-        forget_moments(seat.home.runs)  # later runs went on from those of the forgotten ones
+        residual.forget_moments(seat.home.runs)  # later runs went on from those of the forgotten ones
     saved = json.loads(seat.store.get_state(FORGOTTEN) or b"[]")
     runs = json.dumps(sorted({*saved, *found.runs})).encode()
     said = []

@@ -134,7 +134,7 @@ def empty_places(chance: Chance) -> Forged:
     for update in chance.others.values():
         taken[update.indices] = True
     free = np.where(taken, 0.0, chance.residual)
-    return _strongest(chance, -_PUSH * free, chance.fisher * np.square(free))
+    return _strongest(chance, -_PUSH * free.astype(np.float64), chance.fisher * np.square(free, dtype=np.float64))
 
 
 def copy(chance: Chance) -> Forged:

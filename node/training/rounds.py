@@ -149,6 +149,7 @@ class Rounds:
             epoch=charter.epoch_id,
             datasets=datasets,
             seed=config.seed + len(seat.fold.contributions.get(seat.me, [])),
+            members=sum(member.role == "contributor" for member in charter.members),
             steps=steps,
         )
         self.progress = {"state": "training", "run": run, "step": 0, "steps": planned.settings["steps"]}  # type: ignore[dict-item]

@@ -17,7 +17,6 @@ from protocol.ids import Digest
 
 _READY: Final = "run.json"
 _PATHS: Final = ("view_vector", "theta", "fisher", "moments")
-_MOMENTS: Final = "moments.npy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +56,6 @@ def finished(folder: Path) -> Iterator[Ran]:
         ran = _read(file)
         if ran is not None:
             yield ran
-
-
-def forget_moments(folder: Path) -> None:
-    """Delete what Adam knew in every run: it carries a trace of all rows that the epoch's runs were trained on."""
-    for file in folder.glob(f"*/{_MOMENTS}"):
-        file.unlink(missing_ok=True)
 
 
 def _json(ran: Ran) -> dict[str, Any]:

@@ -32,9 +32,19 @@ class Plan:
 
 
 def plan(
-    config: Train, runs: Iterable[Ran], *, epoch: Digest, datasets: tuple[str, ...], seed: int, steps: int | None = None
+    config: Train,
+    runs: Iterable[Ran],
+    *,
+    epoch: Digest,
+    datasets: tuple[str, ...],
+    seed: int,
+    members: int = 1,
+    steps: int | None = None,
 ) -> Plan:
-    """How to train now, after `runs` (oldest first); with `steps` so many this once, and nothing is searched for."""
+    """How to train now, after `runs` (oldest first), for a mean over so many contributing `members`.
+
+    With `steps`: so many this once, and nothing is searched for.
+    """
     before = [ran for ran in runs if ran.epoch == epoch]
     answer = _answer(config, before, datasets)
     tunes_rate, tunes_steps = config.learning_rate == AUTO, config.steps == AUTO
@@ -49,7 +59,7 @@ def plan(
             "seed": seed,
             "fisher_sequences": config.fisher_sequences,
         },
-        tuning={"rate": tunes_rate and searches, "steps": tunes_steps and searches}
+        tuning={"rate": tunes_rate and searches, "steps": tunes_steps and searches, "members": members}
         if tunes_rate or tunes_steps or config.early_stop
         else None,
         moments=before[-1].moments if before and config.keep_moments else None,

@@ -13,7 +13,7 @@ from contrib.feedback import Feedback
 P = 64
 vectors = hnp.arrays(np.float32, P, elements=st.floats(-4, 4, width=16))
 fishers = hnp.arrays(np.float32, P, elements=st.floats(0, 4, width=16))
-sendings = st.sampled_from([(8, "fisher-r2"), (4, "magnitude"), (1, "fisher-r2-rows"), (2, "fisher-r2-rows")])
+sendings = st.sampled_from([(8, "fisher-r2"), (4, "magnitude"), (1, "root-fisher-rows"), (2, "fisher-r2-rows")])
 
 
 @given(

@@ -90,6 +90,16 @@ def test_a_choice_takes_from_the_trials_only_what_was_wished():
     assert (steps.lr, steps.steps) == (0.003, 4)
 
 
+def test_the_rate_for_a_mean_over_members_grows_with_their_square_root():
+    trials = [Trial(lr=0.004, curve=curve(4.0, 3.0))]
+    assert tuning.choose(trials, Wish(rate=True, members=9), lr=0.004, steps=10).lr == pytest.approx(0.012)
+    assert (
+        tuning.choose(trials, Wish(steps=True, members=9), lr=0.004, steps=10).lr == 0.004
+    )  # a given rate is left alone
+    with pytest.raises(BadJob):
+        Wish(members=0)
+
+
 def test_a_search_in_which_every_rate_diverged_is_refused():
     with pytest.raises(BadJob, match=r"diverged at the learning rates 0.004, 0.002"):
         tuning.choose([Trial(lr=0.004, curve=()), Trial(lr=0.002, curve=())], Wish(rate=True), lr=0.004, steps=10)

@@ -75,11 +75,13 @@ def test_whole_rows_are_chosen_by_what_signs_and_one_magnitude_remove(fisher, re
     most = math.ceil(Fraction(density * 40, 1_000_000))
     rows = [[i for i in range(at, min(at + 16, 40)) if residual[i] != 0] for at in range(0, 40, 16)]
     taken = [len(chosen & set(row)) for row in rows]
-    assert len(chosen) == sum(taken) == min(most, sum(map(len, rows)))
-    assert sum(0 < n < len(row) for n, row in zip(taken, rows, strict=True)) <= 1, "one row at most is cut short"
-    saliency = updates.row_saliency(fisher, residual)
-    full = [s for s, n, row in zip(saliency, taken, rows, strict=True) if row and n == len(row)]
-    none = [s for s, n, row in zip(saliency, taken, rows, strict=True) if row and n == 0]
+    assert len(chosen) == sum(taken) <= most
+    if any(n and n < len(row) for n, row in zip(taken, rows, strict=True)):
+        assert len(chosen) == most
+        assert sum(map(bool, taken)) == 1, "a row is cut only when it alone is too long"
+    saliency = updates.row_saliency(np.sqrt(fisher), residual)
+    full = [s for s, n, row in zip(saliency, taken, rows, strict=True) if n]
+    none = [s for s, n, row in zip(saliency, taken, rows, strict=True) if row and not n]
     assert not full or not none or min(full) >= max(none)
 
 
@@ -116,6 +118,8 @@ def test_whole_rows_of_signs_are_sent_whole_and_cheaply():
     sent = updates.make(fisher, residual, density_ppm=250_000, value_bits=1, block=16, rule=updates.ROW_RULE)
     assert sent.update.sent == 4000
     assert set(np.bincount(sent.update.indices // 16).tolist()) == {0, 16}
+    odd = updates.make(fisher, residual, density_ppm=250_937, value_bits=1, block=16, rule=updates.ROW_RULE)
+    assert odd.update.sent % 16 == 0, "blocks of scales stand on rows"
     scattered = updates.make(fisher, residual, density_ppm=250_000, value_bits=4, block=256)
     assert len(sent.data) < len(scattered.data) / 2
 
@@ -126,7 +130,7 @@ def test_every_rule_is_deterministic_and_never_takes_a_zero_residual(rule):
     residual[::2] = 0
     first = updates.select(fisher, residual, 300_000, rule, seed=7)
     assert first.tolist() == updates.select(fisher.copy(), residual.copy(), 300_000, rule, seed=7).tolist()
-    assert len(first) == 300
+    assert 300 - (7 if rule in updates.ROW_RULES else 0) <= len(first) <= 300, "as many as fit, or whole rows of 8"
     assert (residual[first] != 0).all()
     assert len(updates.select(fisher, residual, 900_000, rule)) == 500
 

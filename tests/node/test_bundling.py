@@ -133,6 +133,26 @@ def test_what_is_still_in_the_newest_release_cannot_be_proven_forgotten(told: To
         made(told.table["ada"], first(told.table["bob"]))
 
 
+def test_seats_that_changed_weigh_in_the_logs_what_the_ledger_says(tmp_path: Path) -> None:
+    """Cyd's seat weighed seven and is gone; its register is in every later release with that weight."""
+    table = Table(tmp_path)
+    ada, bob, cyd = table
+    table.amend({"op": "role", "member": {"id": cyd.id, "name": "cyd", "role": "contributor", "weight": 7}})
+    for sitter in table:
+        sitter.publish(salted(sitter.name))
+    table.deliver()
+    table.decide(ada.cut())
+    table.amend({"op": "remove", "id": cyd.id})
+    table.amend({"op": "forget", "contributions": [first(ada).event], "deadline": DAY})
+    table.decide(bob.cut())
+    shown = made(bob, first(ada))[1]
+    for log in shown.bundle.logs.values():
+        assert log is not None
+        assert [cyd.id, 7] in log["weights"]  # type: ignore[operator]
+    assert bundle_blobs.repeat(shown, bob.read).releases == (1, 2)
+    table.close()
+
+
 # -- tampering -----------------------------------------------------------------------------------------------------------
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The way to every part of a JSON value, itself included."""
@@ -220,6 +240,8 @@ def test_a_file_that_is_too_large_or_not_in_its_one_spelling_is_refused_before_i
     whole = json.loads(told.data)
     with pytest.raises(TooLarge):
         bundle.decode(b" " * (bundle.MAX_FILE + 1))
+    with pytest.raises(TooLarge, match="lists and objects"):
+        bundle.decode(b"[" + b"[]," * bundle.MAX_PARTS + b"[]]")
     with pytest.raises(Malformed):
         bundle.decode(json.dumps(whole).encode())
     for wrong in (b"", b"{}", b"[]", b"null", b"\xff", told.data[:-1], told.data + b"\n", b"[" * 100_000):

@@ -420,6 +420,15 @@ def test_what_was_learnt_and_not_sent_is_thrown_away(table: Table, ada: Session)
         assert residual.HEAD.unpack_from(saved) == (bytes(32), 0, 0), "it belongs to no epoch"
 
 
+def test_what_adam_knew_is_thrown_away_with_the_rows_in_later_runs_too(table: Table, ada: Session) -> None:
+    kept = ada.home.run_folder("run-9") / residual.MOMENTS  # of a run on other rows, which went on from an earlier one
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"moments")
+    command(ada, dataset="d", subject=PERSON)
+    assert not kept.exists()
+    assert kept.parent.exists()
+
+
 def test_salts_are_fresh_for_every_row_and_every_event(table: Table, ada: Session) -> None:
     """Attack 68: equal rows and equal bodies are committed to under other salts, so that no commitment repeats."""
     with ada.rows() as rows:

@@ -52,7 +52,7 @@ def waiting(desk: Desk) -> Any:
 def test_a_charter_of_one_bit_is_served_by_whole_rows_and_the_card_says_so(desk: Desk) -> None:
     desk.run()
     found, update = newest(desk)
-    assert (found.card.selection, found.card.value_bits, found.card.sent) == ("fisher-r2-rows", 1, 16)
+    assert (found.card.selection, found.card.value_bits, found.card.sent) == ("root-fisher-rows", 1, 16)
     assert update.indices.tolist() == list(range(48, 64)), "the row with the largest Fisher"
 
 

@@ -32,7 +32,7 @@ GOLDEN = Path(__file__).with_name("simulation_schema.json")
 def wanted(**sections: Any) -> SimulationConfig:
     """A small simulation without a model."""
     whole: dict[str, Any] = {
-        "simulation": {"members": 4, "releases": 2},
+        "simulation": {"members": 3, "releases": 2},
         "training": {"kind": "vectors", "coordinates": 64, "run_s": 20.0},
         "collective": {"block": 16, "density": 0.25},
     }
@@ -66,11 +66,11 @@ def test_models_of_releases_do_not_depend_on_the_order_in_which_messages_arrive(
 
 def test_a_lossy_network_ends_with_equal_views_and_every_contribution(tmp_path):
     made = ran(tmp_path / "lossy", network={"loss": 0.25, "announce_to": 2})
-    assert made["network"]["lost"] > 50
+    assert made["network"]["lost"] > 30
     assert made["end"]["finished"]
     assert made["end"]["equal_views"]
     assert made["end"]["contributions"]["lost"] == 0
-    assert made["end"]["contributions"]["released"] >= 8
+    assert made["end"]["contributions"]["released"] >= 6
 
 
 def test_members_that_are_killed_and_come_back_lose_no_contribution(tmp_path):
@@ -89,6 +89,7 @@ def test_members_that_are_killed_and_come_back_lose_no_contribution(tmp_path):
 def test_a_split_network_decides_nothing_on_the_smaller_side_and_heals(tmp_path):
     made = ran(
         tmp_path / "split",
+        simulation={"members": 4, "releases": 1},
         splits=[{"start_s": 10.0, "end_s": 100.0, "members": 1}],
         collective={"patience_s": 10.0, "timeout_s": 5.0},
     )
@@ -123,7 +124,7 @@ def test_a_budget_of_measurements_is_kept_and_said(tmp_path):
         assert release["voters_measured"] <= 2
         assert release["measurements"] <= 6
         assert release["measured_members"] == 2
-    assert any("2 of 4 voters measure" in note for note in made["notes"])
+    assert any("2 of 3 voters measure" in note for note in made["notes"])
 
 
 def test_the_test_model_really_learns(tmp_path):
@@ -143,7 +144,7 @@ def test_the_test_model_really_learns(tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_example_runs_when_it_is_made_small(tmp_path, path):
     loaded = configuration.load(path).model_dump()
-    loaded["simulation"] |= {"members": 4, "releases": 1}
+    loaded["simulation"] |= {"members": 4 if loaded["attackers"] else 2, "releases": 1}
     loaded["training"] |= {"kind": "vectors", "coordinates": 64}
     loaded["collective"] |= {"block": 16}
     loaded["splits"], loaded["churn"] = [], {}
@@ -274,4 +275,3 @@ def test_a_simulated_store_takes_only_what_the_real_one_would():
     assert [fork.member for fork in store.forks(collective)] == [me]
     with pytest.raises(FeedFrozen):
         store.append_foreign(collective, me, feed, None)
-

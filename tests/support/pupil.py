@@ -17,10 +17,12 @@ COORDINATES = 64
 
 
 class Pupil:
-    """Remembers what it was shown. Each run adds `step` to every coordinate of the view."""
+    """Remembers what it was shown and asked. Each run adds `step` to every coordinate of the view, and says `chosen` of how."""
 
     def __init__(self, step: float = 0.5) -> None:
         self.step = step
+        self.jobs: list[TrainJob] = []
+        self.chosen: dict[str, Any] = {}
         self.trained: list[list[str]] = []
         self.measured: list[list[str]] = []
         self.on_train: Callable[[], None] = lambda: None
@@ -29,6 +31,7 @@ class Pupil:
         raise NotImplementedError
 
     async def train(self, job: TrainJob, on_event: Callable[[Mapping[str, Json]], None]) -> Trained:
+        self.jobs.append(job)
         self.trained.append(_shown(job.rows, job.datasets, job.permits, "train"))
         assert job.view is not None
         job.out.mkdir(parents=True, exist_ok=True)
@@ -37,7 +40,9 @@ class Pupil:
         np.save(fisher, np.arange(1, COORDINATES + 1, dtype=np.float32))
         on_event({"event": "step", "step": 1})
         self.on_train()
-        return Trained(theta=theta, fisher=fisher, tokens=10, seconds=0.1)
+        moments = job.out / "moments.npy"
+        np.save(moments, np.ones(2 * COORDINATES + 1, np.float32))
+        return Trained(theta=theta, fisher=fisher, tokens=10, seconds=0.1, moments=moments, chosen=self.chosen)
 
     async def libraries(self) -> Mapping[str, str]:
         return {"numpy": "2"}
