@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from harness import Figure, cache, finish, options, table
 
-from contrib import demo_data, evaluation, fisher, learner, merging, models, readers, training, updates
+from contrib import demo_data, evaluation, fisher, learner, merging, models, readers, recipes, training, updates
 from contrib.adapters import AdapterSpec, Vector
 from contrib.evaluation import Sample
 from contrib.learner import Learner
@@ -92,7 +92,7 @@ class Bench:
         """The view after everybody's update."""
         p = len(self.locals[0].theta)
         sent = {MemberId(str(n)): merging.registers_of([made.update], p) for n, made in enumerate(self.send(choice))}
-        return merging.merge("contributor-mean/1", sent, dict.fromkeys(sent, 1), len(sent), p)
+        return recipes.merge("contributor-mean/1", sent, dict.fromkeys(sent, 1), len(sent), p)
 
     def at_size(self, wanted: float, rule: str, bits: int) -> Choice:
         """The densest choice by `rule` whose updates are at most `wanted` bytes, to 0.05 % of the coordinates."""

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from harness import cache
 
-from contrib import demo_data, evaluation, fisher, learner, merging, models, readers, training, updates
+from contrib import demo_data, evaluation, fisher, learner, merging, models, readers, recipes, training, updates
 from contrib.adapters import AdapterSpec, Vector
 from contrib.evaluation import Sample
 from contrib.feedback import Feedback
@@ -267,7 +267,7 @@ def rounds(lab: Lab, plan: Plan, *, on_round: Callable[[int, float], None] = lam
         if plan.merge:
             merged = plan.merge(registers)
         else:
-            merged = merging.merge(plan.recipe, registers, dict.fromkeys(members, 1), len(members), p)
+            merged = recipes.merge(plan.recipe, registers, dict.fromkeys(members, 1), len(members), p)
         moved, view = merged - view, merged
         each.append(lab.losses(view))
         losses.append(float(np.mean(each[-1])))

@@ -1,8 +1,7 @@
-"""Registers and the merge: what a set of contributions adds up to.
+"""Registers: what a set of contributions adds up to, what recipes may be given, and the digests of both ends.
 
 Knows no torch, keys or ledger: numpy on integers. Invariants: adding and removing are exact in any order, so a register
-is a function of the set of updates in it; a merge is a function of registers, weights and recipe (`contrib.recipes`), and
-gives the same bytes on every machine.
+is a function of the set of updates in it. How registers become one vector is `contrib.recipes`.
 """
 
 from __future__ import annotations
@@ -82,30 +81,6 @@ def _shifted(register: Register, updates: Iterable[SparseUpdate], sign: int) -> 
         if sign < 0 and (bool((counts[at] < 0).any()) or bool(((counts[at] == 0) & (sums != 0)).any())):
             raise MergeRefused("couldn't remove update: it is not in the register")
     return Register(units=units, counts=counts)
-
-
-def merge(
-    recipe: str,
-    registers: Mapping[MemberId, Register],
-    weights: Mapping[MemberId, int],
-    members: int,
-    coordinates: int,
-) -> npt.NDArray[np.float32]:
-    """Return the merged adapter vector [P] of the registers of a cut, by a recipe of `contrib.recipes`.
-
-    Args:
-        recipe: its text; the charter chooses it.
-        registers: by member; one that is missing or empty has sent nothing.
-        weights: of every member with a seat, from the charter, never from a sender.
-        members: how many seats there are; `weights` must name as many.
-        coordinates: P of the epoch.
-
-    Raises:
-        MergeRefused: an unknown recipe or one that needs more, weights that do not fit, another P, or a sum over int64.
-    """
-    from contrib import recipes  # they are built on the registers above
-
-    return recipes.merge(recipe, registers, weights, members, coordinates)
 
 
 def check(

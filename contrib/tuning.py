@@ -40,7 +40,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What is to be chosen, on how many sequences, for a mean over how many members; with neither, a run is only stopped early."""
+    """What is to be chosen, on how many sequences, for a mean over how many members; with neither, only when to stop."""
 
     rate: bool = False
     steps: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from contrib import merging
+from contrib import merging, recipes
 from contrib.merging import Register
 from ledger import events
 from ledger.bundle_check import Checked
@@ -88,7 +88,7 @@ def _model(work: _Repeating, cut: Cut, but: Collection[EventId]) -> tuple[Digest
     weights = {MemberId(str(m)): int(str(w)) for m, w in _pairs(work.checked.weights[cut.digest])}
     seated = {m.id for m in charter.contributors}
     weights = {m: w for m, w in weights.items() if m in seated or m in made}
-    vector = merging.merge(cut.recipe, made, weights, len(weights), size)
+    vector = recipes.merge(cut.recipe, made, weights, len(weights), size)
     return merging.model_digest(vector), {m: merging.register_digest(r) for m, r in made.items()}
 
 

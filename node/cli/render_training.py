@@ -29,7 +29,7 @@ def _chosen(result: Result) -> list[str]:
     said = []
     if tried:
         said.append(
-            f"tuned on own training rows: learning rate {rate:g} of {', '.join(tried)}, {result['planned']} steps"
+            f"tuned on own training rows: learning rate {rate:g} (tried alone: {', '.join(tried)}), {result['planned']} steps"
         )
     elif result.get("untuned"):
         said.append(f"[yellow]not tuned:[/] too few training rows to keep some aside; learning rate {rate:g}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from contrib import merging
+from contrib import merging, recipes
 from contrib.merging import Register
 from ledger.charter import Charter
 from ledger.collective import Collective, Contribution, Decision
@@ -109,7 +109,7 @@ def without(
 
 def _merged(fold: Collective, charter: Charter, cut: Cut, registers: Mapping[MemberId, Register]) -> Digest:
     weights = fold.weights(charter, registers, cut.place.height)
-    vector = merging.merge(charter.recipe, registers, weights, len(weights), charter.adapter.coordinates)
+    vector = recipes.merge(charter.recipe, registers, weights, len(weights), charter.adapter.coordinates)
     return merging.model_digest(vector)
 
 

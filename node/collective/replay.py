@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from contrib import copies, merging
+from contrib import copies, merging, recipes
 from contrib.merging import Register
 from ledger import rules
 from ledger.charter import Charter, Gate, Update
@@ -133,7 +133,7 @@ class Replay:
             return Missing(blobs=tuple(sorted(lacking)))
         registers = {m: merging.registers_of(updates, coordinates) for m, updates in sorted(by_member.items())}
         weights = self._collective.weights(charter, registers, height)
-        vector = merging.merge(charter.recipe, registers, weights, len(weights), coordinates)
+        vector = recipes.merge(charter.recipe, registers, weights, len(weights), coordinates)
         return Model(vector=vector, digest=merging.model_digest(vector), registers=registers)
 
     def of_cut(self, charter: Charter, cut: Cut) -> Model | Missing:
@@ -156,7 +156,7 @@ class Replay:
             return Missing(blobs=tuple(sorted(lacking)))
         coordinates = charter.adapter.coordinates
         one, register = MemberId(""), merging.registers_of(updates, coordinates)
-        vector = merging.merge("contributor-mean/1", {one: register}, {one: 1}, 1, coordinates)
+        vector = recipes.merge("contributor-mean/1", {one: register}, {one: 1}, 1, coordinates)
         return Model(vector=vector, digest=merging.model_digest(vector), registers={one: register} if updates else {})
 
     def view(self, accepted: Callable[[Contribution], bool]) -> Model | Missing:

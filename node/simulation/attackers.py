@@ -133,8 +133,8 @@ def empty_places(chance: Chance) -> Forged:
     taken = np.zeros(chance.coordinates, dtype=bool)
     for update in chance.others.values():
         taken[update.indices] = True
-    free = np.where(taken, 0.0, chance.residual)
-    return _strongest(chance, -_PUSH * free.astype(np.float64), chance.fisher * np.square(free, dtype=np.float64))
+    free = np.where(taken, 0.0, chance.residual.astype(np.float64))
+    return _strongest(chance, -_PUSH * free, chance.fisher.astype(np.float64) * np.square(free))
 
 
 def copy(chance: Chance) -> Forged:

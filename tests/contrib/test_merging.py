@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contrib import merging
+from contrib import merging, recipes
 from contrib.errors import MergeRefused
 from protocol import sparse
 
@@ -43,7 +43,7 @@ def weights(values=(1, 1, 1, 1)):
 
 
 def view(recipe, registers, values=(1, 1, 1, 1)):
-    return merging.merge(recipe, registers, weights(values), len(MEMBERS), P)
+    return recipes.merge(recipe, registers, weights(values), len(MEMBERS), P)
 
 
 @given(sent=st.lists(sparse_updates(), max_size=5), order=st.randoms())
@@ -210,7 +210,7 @@ def test_another_adapter_is_refused():
 )
 def test_a_recipe_or_weights_that_do_not_fit_are_refused(recipe, given_weights, members):
     with pytest.raises(MergeRefused):
-        merging.merge(recipe, {MEMBERS[0]: merging.empty(P)}, given_weights, members, P)
+        recipes.merge(recipe, {MEMBERS[0]: merging.empty(P)}, given_weights, members, P)
 
 
 def test_registers_cannot_be_written_to():
@@ -255,5 +255,5 @@ def test_a_whole_adapter_merges_in_milliseconds():
 
 def timed(registers, coordinates):
     start = time.thread_time()
-    merging.merge("contributor-mean/1", registers, dict.fromkeys(registers, 1), 3, coordinates)
+    recipes.merge("contributor-mean/1", registers, dict.fromkeys(registers, 1), 3, coordinates)
     return time.thread_time() - start

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from seats import Sitter, Table, salted, without
 
-from contrib import merging
+from contrib import merging, recipes
 from contrib.errors import MergeRefused
 from ledger.collective import Collective, Contribution
 from ledger.cuts import Exclusion
@@ -87,7 +87,7 @@ def test_removing_a_contribution_gives_the_bytes_of_never_having_had_it(full: Ta
         registers = dict(merged(ada, everything).registers)
         registers[gone.member] = merging.remove(registers[gone.member], update.update)
         weights = ada.fold.weights(ada.fold.charter, registers)
-        vector = merging.merge(ada.fold.charter.recipe, registers, weights, len(weights), 64)
+        vector = recipes.merge(ada.fold.charter.recipe, registers, weights, len(weights), 64)
         assert vector.tobytes() == after.vector.tobytes()
         assert merging.register_digest(registers[gone.member]) == merging.register_digest(after.registers[gone.member])
     without_ada = merged(ada, [c for c in everything if c.member != ada.id])
@@ -235,7 +235,7 @@ def test_a_recipe_with_parameters_decides_releases_that_others_recompute(table: 
         own = model(sitter.replay.of_cut(sitter.fold.charter, cut))
         assert matches(cut, own)
         weights = sitter.fold.weights(sitter.fold.charter, own.registers)
-        plain = merging.merge("contributor-mean/1", own.registers, weights, len(weights), len(own.vector))
+        plain = recipes.merge("contributor-mean/1", own.registers, weights, len(weights), len(own.vector))
         assert merging.model_digest(plain) != cut.model
 
 

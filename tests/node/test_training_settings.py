@@ -136,7 +136,7 @@ def test_an_operator_reads_what_was_tried_and_why_a_run_ended(capsys: pytest.Cap
     result = {"run": "01", "steps": 5, "learning_rate": 0.008, "planned": 6, "stopped": True, "trials": FOUND["trials"]}
     render_training.trained(Console(width=200), result)
     said = capsys.readouterr().out
-    assert "learning rate 0.008 of 0.004, 0.008, 6 steps" in said
+    assert "learning rate 0.008 (tried alone: 0.004, 0.008), 6 steps" in said
     assert "stopped early" in said
     render_training.trained(Console(width=200), {"learning_rate": 0.004, "untuned": True})
     assert "not tuned" in capsys.readouterr().out
@@ -150,14 +150,14 @@ def test_a_contribution_says_how_it_was_trained_and_the_next_one_goes_on_from_th
         first = desk.run(steps=AUTO, learning_rate=AUTO)
         assert (first["steps"], first["planned"], first["learning_rate"]) == (5, 6, 0.008)
         assert (first["trials"], first["stopped"]) == (FOUND["trials"], False)
-        assert desk.pupil.jobs[0].tuning == {"rate": True, "steps": True, "members": 1}
+        assert desk.pupil.jobs[0].tuning == {"rate": True, "steps": True, "members": 3}
         assert desk.pupil.jobs[0].moments is None
         assert desk.rounds.progress["last"] == {"steps": 5, "learning_rate": 0.008}
         desk.pupil.chosen = {"steps": 6, "planned": 6, "lr": 0.008, "trials": None, "resumed": True}
         second = desk.run(steps=AUTO, learning_rate=AUTO)
         asked = desk.pupil.jobs[1]
         assert (asked.settings["steps"], asked.settings["lr"]) == (6, 0.008)
-        assert asked.tuning == {"rate": False, "steps": False, "members": 1}
+        assert asked.tuning == {"rate": False, "steps": False, "members": 3}
         assert asked.moments == desk.seat.home.run_folder(first["run"]) / "moments.npy"
         assert (second["resumed"], second["trials"]) == (True, None)
     finally:

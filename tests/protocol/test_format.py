@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import second_reader
 
-from contrib import adapters, merging, row, splitting, updates
+from contrib import adapters, merging, recipes, row, splitting, updates
 from ledger import charter as charters
 from ledger import checkpoint, entry, events
 from protocol import binding, canon, contribution, keys, merkle, sparse, wire
@@ -290,7 +290,7 @@ def make_merges():
     for recipe in ["contributor-mean/1", "member-mean/1", "sqrt-mean/1"]:
         for weights in ((1, 1, 1), (5, 2, 1)):
             by_member = dict(zip(registers, weights, strict=True))
-            view = merging.merge(recipe, registers, by_member, 3, P)
+            view = recipes.merge(recipe, registers, by_member, 3, P)
             out["merges"].append(
                 {
                     "recipe": recipe,
