@@ -6,17 +6,26 @@ when a decision covered the one and not the other. Of two that neither shows, no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ledger.collective import Collective, Contribution
 
 
 def came_first(collective: Collective, one: Contribution, other: Contribution) -> bool:
     """Whether `one` is shown to have been published before `other`."""
-    if one.member == other.member:
-        return one.source.seq < other.source.seq
+    return earlier_than(collective, other)(one)
+
+
+def earlier_than(collective: Collective, other: Contribution) -> Callable[[Contribution], bool]:
+    """`came_first` for many, asked about one `other`: heads of decisions only grow, so the last without it says most."""
     known = collective.seen_by_publish.get(other.event, {})
-    if one.source.seq < known.get(one.member, 0):
-        return True
-    return any(
-        one.source.seq < d.value.place.size_of(one.member) and other.source.seq >= d.value.place.size_of(other.member)
-        for d in collective.decisions
-    )
+    places = (d.value.place for d in reversed(collective.decisions))
+    last = next((p for p in places if other.source.seq >= p.size_of(other.member)), None)
+
+    def first(one: Contribution) -> bool:
+        seq = one.source.seq
+        if one.member == other.member:
+            return seq < other.source.seq
+        return seq < known.get(one.member, 0) or (last is not None and seq < last.size_of(one.member))
+
+    return first

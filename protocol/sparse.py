@@ -1,9 +1,10 @@
 """The sparse update: which coordinates of an adapter change, and by how much (FORMAT.md, "Sparse update").
 
-The value, and the door: `encode` writes version 2 (header, grid of coordinates and signs, scales, magnitudes), `decode` also
-reads version 1. Knows nothing of models, members or files. Invariants: version 2 is read through once in memory bounded by
-its own size before the arrays it stands for are allocated; a decoded update is exact in integer units of 2^-24 and none of
-them is zero; two byte strings of version 2 never stand for the same coordinates, signs, codes and scales of one shape.
+The value, and the door: `encode` writes version 2 (header, grid of coordinates and signs, scales, magnitudes), and version 1
+for values of 8 bits; `decode` reads both. Knows nothing of models, members or files. Invariants: version 2 is read through
+once in memory bounded by its own size before the arrays it stands for are allocated; a decoded update is exact in integer
+units of 2^-24 and none of them is zero; two byte strings of version 2 never stand for the same coordinates, signs, codes
+and scales of one shape.
 """
 
 from __future__ import annotations
@@ -88,6 +89,19 @@ def encode(
     Raises:
         Malformed: indices not ascending or out of range, values not finite or too large, unknown bits or block.
     """
+    positions = _positions(coordinates, indices, values, bits, block)
+    if bits == max(sparse1.LEVELS):
+        data = sparse1.encode(
+            coordinates=coordinates, positions=positions, values=values.astype(np.float64), bits=bits, block=block
+        )
+        if data is not None:
+            return data
+    return in_grid(coordinates=coordinates, indices=indices, values=values, bits=bits, block=block)
+
+
+def _positions(
+    coordinates: int, indices: npt.NDArray[np.uint32], values: npt.NDArray[np.float32], bits: int, block: int
+) -> npt.NDArray[np.int64]:
     if bits not in BITS or block not in BLOCKS or not 0 < coordinates <= MAX_COORDINATES:
         raise Malformed(f"couldn't encode update: {bits} bits in blocks of {block} over {coordinates} coordinates")
     if indices.ndim != 1 or indices.shape != values.shape:
@@ -97,6 +111,14 @@ def encode(
         0 <= positions[0] <= positions[-1] < coordinates and bool((np.diff(positions) > 0).all())
     ):
         raise Malformed("couldn't encode update: indices are not strictly ascending below the coordinates")
+    return positions
+
+
+def in_grid(
+    *, coordinates: int, indices: npt.NDArray[np.uint32], values: npt.NDArray[np.float32], bits: int, block: int
+) -> bytes:
+    """Return the bytes of version 2, whatever the bits (arguments and errors as `encode`)."""
+    positions = _positions(coordinates, indices, values, bits, block)
     chosen = quantise.quantise(values.astype(np.float64), bits, block)
     positions = positions[chosen.kept]
     minus = (values[chosen.kept] < 0).astype(np.uint8)

@@ -1,4 +1,6 @@
-"""The sparse update in its first version: read, since released collectives hold it; never written any more.
+"""The sparse update in its first version: what values of 8 bits are written in, and what older collectives hold.
+
+Where magnitudes have many levels, rows and signs save little: version 2 is 6 % smaller there and is read eight times slower.
 
 Indices as delta varints or as a bitmap, values as int8 or int4 with one fp16 scale per block, both through zstd (FORMAT.md,
 "Sparse update, version 1"). Invariant: every size is checked before anything of that size is allocated, and every part is
@@ -30,6 +32,9 @@ _HEADER = struct.Struct("<4sBBBBIIII")
 _LEAST_WINDOW = 1024  # zstd knows no smaller one
 _SLACK = 40 * 1024  # what a part may unpack to beyond twice the bytes of the update
 _SLICE = 512
+_LEVEL = 9
+_PASSES = 8
+_LARGEST_SCALE = 65504  # the largest finite fp16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +60,101 @@ class _Header:
 def is_version_1(data: bytes) -> bool:
     """Whether the first bytes say so."""
     return data[:5] == MAGIC + bytes([VERSION])
+
+
+def encode(
+    *, coordinates: int, positions: npt.NDArray[np.int64], values: npt.NDArray[np.float64], bits: int, block: int
+) -> bytes | None:
+    """Return the bytes of an update that adds `values` [k] at `positions` [k]; None where a reader would refuse them.
+
+    A reader takes no part that unpacks to much more than the whole, and equal values may be packed as tightly as that.
+
+    Raises:
+        Malformed: a value is not finite or too large for its scale.
+    """
+    kept, steps, scales = _quantise(values, LEVELS[bits], block)
+    encoding, index_frame, index_bytes = _encode_indices(positions[kept], coordinates)
+    packed = _pack(steps, bits)
+    value_frame = _compress(packed)
+    head = _HEADER.pack(
+        MAGIC,
+        VERSION,
+        bits,
+        encoding,
+        block.bit_length() - 1,
+        coordinates,
+        len(steps),
+        len(index_frame),
+        len(value_frame),
+    )
+    data = head + index_frame + scales.astype("<f2").tobytes() + value_frame
+    most = 2 * len(data) + _SLACK
+    return data if max(len(packed), index_bytes if encoding == DELTA_VARINT else 0) <= most else None
+
+
+def _quantise(
+    values: npt.NDArray[np.float64], levels: int, block: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float16]]:
+    """Return the positions kept [j], their steps [j] in -levels..levels without 0, and the scales [ceil(j / block)].
+
+    Leaving out values that round to zero shifts the blocks, hence the passes; after the last one a value that still
+    rounds to zero takes the smallest step of its sign.
+    """
+    if not bool(np.isfinite(values).all()):
+        raise Malformed("couldn't encode update: a value is not finite")
+    kept = np.flatnonzero(values)
+    for _ in range(_PASSES):
+        ratios, _ = _scaled(values[kept], levels, block)
+        sent = np.rint(ratios) != 0
+        if bool(sent.all()):
+            break
+        kept = kept[sent]
+    ratios, scales = _scaled(values[kept], levels, block)
+    steps = np.rint(ratios)
+    return kept, np.where(steps == 0, np.sign(ratios), steps).astype(np.int64), scales
+
+
+def _scaled(
+    values: npt.NDArray[np.float64], levels: int, block: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float16]]:
+    """Return each value over its block's scale, in -levels..levels, and the scales."""
+    scales = _block_scales(values, levels, block)
+    return values / np.repeat(scales.astype(np.float64), block)[: len(values)], scales
+
+
+def _block_scales(values: npt.NDArray[np.float64], levels: int, block: int) -> npt.NDArray[np.float16]:
+    """The largest value of each block over the levels, rounded up to an fp16, so that no value is cut off."""
+    if not len(values):
+        return np.zeros(0, dtype=np.float16)
+    peaks = np.maximum.reduceat(np.abs(values), np.arange(0, len(values), block)) / levels
+    if float(peaks.max()) > _LARGEST_SCALE:
+        raise Malformed("couldn't encode update: a value is too large for its scale")
+    scales = peaks.astype(np.float16)
+    return np.where(scales < peaks, np.nextafter(scales, np.float16(np.inf)), scales)
+
+
+def _encode_indices(positions: npt.NDArray[np.int64], coordinates: int) -> tuple[int, bytes, int]:
+    """The shorter of both encodings, its frame, and the bytes that the frame unpacks to."""
+    gaps = varints.encode(np.diff(positions, prepend=-1) - 1)
+    bits = np.zeros(coordinates, dtype=np.uint8)
+    bits[positions] = 1
+    bitmap = np.packbits(bits, bitorder="little").tobytes()
+    frames = _compress(gaps), _compress(bitmap)
+    if len(frames[1]) < len(frames[0]):
+        return BITMAP, frames[1], len(bitmap)
+    return DELTA_VARINT, frames[0], len(gaps)
+
+
+def _pack(steps: npt.NDArray[np.int64], bits: int) -> bytes:
+    if bits == 8:
+        return steps.astype(np.int8).tobytes()
+    nibbles = np.zeros(len(steps) + len(steps) % 2, dtype=np.uint8)
+    nibbles[: len(steps)] = steps & 0x0F
+    return (nibbles[0::2] | (nibbles[1::2] << 4)).tobytes()
+
+
+def _compress(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True, write_checksum=False).compress(data)
 
 
 def decode(

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from ledger import rules
 from ledger.collective import Collective, Contribution
 from ledger.cuts import Cut, Exclusion, Place
-from ledger.precedence import came_first
+from ledger.precedence import came_first, earlier_than
 from node.collective.replay import Replay
 from protocol.ids import EventId, MemberId
 
@@ -20,13 +20,13 @@ def original(
     fold: Collective, replay: Replay, copy: Contribution, among: Mapping[MemberId, Iterable[Contribution]]
 ) -> Contribution | None:
     """Of the contributions `among` other seats, one that came first and that `copy` repeats: the one of the lowest id."""
-    mine = fold.owner(copy.member)
+    mine, first = fold.owner(copy.member), earlier_than(fold, copy)
     found = [
         c
         for seat, published in among.items()
         if seat != mine
         for c in published
-        if came_first(fold, c, copy) and replay.is_copy(copy, c)
+        if first(c) and replay.is_copy(copy, c)
     ]
     return min(found, key=lambda c: c.event, default=None)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from contrib import recipes
-from ledger import rules
+from ledger import forgetting, rules
 from ledger.collective import Contribution
 from ledger.cuts import Amendment, Cut, Exclusion
 from ledger.events import Verdict
@@ -163,7 +163,7 @@ def overdue(seat: Seat, replay: Replay) -> set[EventId]:
     """Contributions in the newest release that a cut of ours would leave out on request, of an author or of a quorum."""
     fold = seat.fold
     cut = fold.current_cut()
-    if cut is None:
+    if cut is None or not (fold.forgotten or forgetting.decided(fold, fold.height)):
         return set()
     asked = rules.owed(fold, rules.place(fold, sizes(seat, replay)))
     return {c.event for taken in fold.in_cut(cut).values() for c in taken if c.event in asked}

@@ -13,7 +13,7 @@ from contrib.errors import BadJob
 from contrib.partition import dirichlet
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     labels=st.lists(st.sampled_from("abcd"), min_size=24, max_size=120),
     members=st.integers(1, 6),

@@ -31,9 +31,16 @@ def signed(cyd: Sitter, bend: Callable[[bytes], bytes]) -> bytes:
     honest = cyd.blob(GOOD)
     card_bytes, update_bytes = struct.unpack_from("<HI", honest, 5)
     start = 11 + card_bytes
-    update = bend(honest[start : start + update_bytes])
+    whole = sparse.decode(honest[start : start + update_bytes], coordinates=64, max_sent=64)
+    update = bend(in_version_2(whole))
     head = honest[:7] + struct.pack("<I", len(update)) + honest[11:start] + update
     return head + keys.sign(key("cyd"), "contribution", hashlib.sha256(head).digest())
+
+
+def in_version_2(update: sparse.SparseUpdate) -> bytes:
+    return sparse.in_grid(
+        coordinates=update.coordinates, indices=update.indices, values=update.values(), bits=8, block=update.block
+    )
 
 
 def at(place: int, piece: bytes) -> Callable[[bytes], bytes]:

@@ -252,7 +252,7 @@ def shaped(seed, coordinates, sent, bits, block, cluster):
     if not cluster:
         signs = rng.choice([-1, 1], (rows, 16))
     values = np.round(signs.ravel()[indices] * rng.uniform(0.6 if bits in {2, 3} else 0.1, 1, sent), 4)
-    return sparse.encode(
+    return sparse.in_grid(
         coordinates=coordinates,
         indices=indices.astype(np.uint32),
         values=values.astype(np.float32),

@@ -39,7 +39,7 @@ def clustered(seed, coordinates=P, density=0.05):
 
 
 def encoded(indices, values, coordinates=P, bits=4, block=64):
-    return sparse.encode(coordinates=coordinates, indices=indices, values=values, bits=bits, block=block)
+    return sparse.in_grid(coordinates=coordinates, indices=indices, values=values, bits=bits, block=block)
 
 
 # -- in and out --------------------------------------------------------------------------------------------------------
@@ -80,6 +80,27 @@ def test_eight_bits_leave_an_error_of_half_a_step(scale):
     got[update.indices] = update.values()
     step = float(np.abs(values).max()) / quantise.levels(8) * (1 + 2**-10) + 2.0**-24  # its scale at most
     assert float(np.abs(dense - got).max()) <= step / 2
+
+
+@pytest.mark.parametrize("sent", [0, 1, 37, 5000])
+def test_eight_bits_are_written_in_version_1_and_keep_every_value_within_half_a_step(sent):
+    indices, values = drawn(4, P, sent)
+    data = sparse.encode(coordinates=P, indices=indices, values=values, bits=8, block=64)
+    update = sparse.decode(data, coordinates=P, max_sent=P)
+    dense, got = np.zeros(P), np.zeros(P)
+    dense[indices], got[update.indices] = values, update.values()
+    assert data[4] == 1
+    assert float(np.abs(dense - got).max()) <= float(np.abs(values).max(initial=0)) / 127 * (1 + 2**-10) / 2 + 2.0**-24
+
+
+def test_equal_values_that_a_reader_of_version_1_would_take_for_a_bomb_are_written_in_version_2():
+    many = 1_000_000
+    values = np.full(many, 0.5, dtype=np.float32)
+    data = sparse.encode(coordinates=many, indices=np.arange(many, dtype=np.uint32), values=values, bits=8, block=256)
+    update = sparse.decode(data, coordinates=many, max_sent=many)
+    assert data[4] == 2
+    assert update.sent == many
+    assert np.allclose(update.values(), 0.5)
 
 
 def relative_error(values, bits, block=64):
