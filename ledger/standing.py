@@ -42,7 +42,9 @@ class Standing:
         self.successions: dict[EventId, Statement] = {}
         self.sources: dict[EventId, Source] = {}
         self.seen_by_commit: dict[EventId, dict[MemberId, int]] = {}
-        self.seen_by_publish: dict[EventId, dict[MemberId, int]] = {}  # contribution -> all that its author had ever named
+        self.seen_by_publish: dict[
+            EventId, dict[MemberId, int]
+        ] = {}  # contribution -> all that its author had ever named
         self._named: dict[MemberId, dict[MemberId, int]] = {}
         self.decisions: list[Decision] = []
         self.flaws: list[Flaw] = []
