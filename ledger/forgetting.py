@@ -87,6 +87,8 @@ def read_change(change: Mapping[str, Json]) -> Wish:
 
 def decided(collective: Standing, height: int) -> dict[EventId, Told]:
     """What decisions below a height took out of the epoch of that height; of several about one, the first."""
+    if not collective.known:
+        return {}
     epoch = collective.charter_at(min(height, len(collective.charters))).epoch_id
     found: dict[EventId, Told] = {}
     for decision in collective.decisions[: max(0, height - 1)]:

@@ -94,7 +94,7 @@ class Mail:
 
     def asked_heads(self, asker: int) -> None:
         """Answer what is held here."""
-        sizes, me = self.member.known_sizes(), self.member.number
+        sizes, me = self.member.store.sizes(), self.member.number
         peer = self._peers[asker]
 
         def told() -> None:

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from contrib.datasets import DatasetSummary
 from ledger.access import egress
@@ -222,17 +221,8 @@ class Member:
     def _entropy(self, size: int) -> bytes:
         return self.random.randbytes(size)
 
-    def known_sizes(self) -> dict[MemberId, int]:
-        """How much of each feed this member holds."""
-        return self.store.sizes()
-
 
 def view_of(member: Member) -> Digest | None:
     """The model that a member would train from and serve now; None while a blob is missing."""
     model = member.replay.view(lambda _c: True)
     return None if isinstance(model, Missing) else model.digest
-
-
-def describe(value: Any) -> str:
-    """A short text of an id for people."""
-    return str(value)[:12]

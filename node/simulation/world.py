@@ -233,8 +233,8 @@ class World:
         if self.clock.done % 50:  # comparing everybody costs more than an event
             return False
         first, *others = self.members
-        sizes = first.known_sizes()
-        if any(other.known_sizes() != sizes for other in others):
+        sizes = first.store.sizes()
+        if any(other.store.sizes() != sizes for other in others):
             return False
         blobs = set(first.blobs.digests())
         return all(set(other.blobs.digests()) == blobs for other in others)

@@ -43,10 +43,12 @@ def until(holds: Callable[[], Any], limit_s: float = 60.0, *, what: str = "", st
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 that nobody uses now, below those that systems give to outgoing connections and to port 0."""
+    for port in random.sample(range(12_000, 32_000), 200):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def alive(pid: int) -> bool:
