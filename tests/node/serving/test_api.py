@@ -321,7 +321,7 @@ def test_prompts_of_one_request_run_side_by_side(live: Live) -> None:
     seen: list[int] = []
 
     async def watch() -> None:
-        for _ in range(200):
+        while True:
             seen.append(live.serving.under_way)
             await asyncio.sleep(0.005)
 

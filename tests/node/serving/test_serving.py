@@ -197,9 +197,11 @@ def test_killed_engine_ends_requests_and_streams_with_an_error_and_the_next_one_
         reading = asyncio.create_task(read_stream(lines))
         while not lines:
             await asyncio.sleep(0.01)
-        queued = asyncio.create_task(answer(serving, model))
-        await asyncio.sleep(0.05)
         assert serving.child.pid is not None
+        os.kill(serving.child.pid, signal.SIGSTOP)  # or a fast engine has answered before it dies
+        queued = asyncio.create_task(answer(serving, model))
+        while serving.under_way < 2:
+            await asyncio.sleep(0.01)
         os.kill(serving.child.pid, signal.SIGKILL)
         with pytest.raises(ChildDied):
             await queued
