@@ -69,8 +69,8 @@ def named(lab: Lab) -> list[Named]:
         return at_budget(lab, Selector(rule="magnitude", bits=1), most)
 
     return [
-        Named(part=part, name="rows by signs, 15.5 %", budget="1/100", send=rows(155_000)),
-        Named(part=part, name="rows by signs, 51 %", budget="1/30", send=rows(510_000)),
+        Named(part=part, name="rows by signs, 15 %", budget="1/100", send=rows(150_000)),
+        Named(part=part, name="rows by signs, 50 %", budget="1/30", send=rows(500_000)),
         Named(part=part, name="all rows by signs", budget="1/15", send=rows(1_000_000)),
         Named(part=part, name="magnitude by signs", budget="1/30", send=as_many),
         Named(part=part, name="F*r^2 int8, 20 %", budget="1/8", send=lambda _most: sparse(lab, density_ppm=200_000)),

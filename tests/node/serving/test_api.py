@@ -350,7 +350,7 @@ def test_embeddings_are_the_bases_and_of_length_one(client: openai.OpenAI, relea
 
 
 def test_timeout_of_a_request_cuts_its_answer(live: Live) -> None:
-    asked = {"model": "base", "prompt": "a", "max_tokens": 500, "temperature": 1, "logit_bias": None}
+    asked = {"model": "base", "prompt": "a", "max_tokens": 500, "temperature": 0, "logit_bias": None}
     url = f"http://127.0.0.1:{live.port}/v1/completions"
     for body, headers in (({**asked, "timeout": 0.15}, {}), (asked, {"timeout": "0.15"})):
         since = time.monotonic()
@@ -614,7 +614,7 @@ def idle_within(live: Live, seconds: float) -> bool:
 
 def test_client_that_leaves_a_stream_frees_the_engine(live: Live, client: openai.OpenAI) -> None:
     stream = client.completions.create(
-        model="base", prompt="a", max_tokens=500, temperature=1, stream=True, logit_bias=None
+        model="base", prompt="a", max_tokens=500, temperature=0, stream=True, logit_bias=None
     )
     next(iter(stream))
     assert live.serving.under_way == 1
@@ -627,7 +627,7 @@ def test_client_that_leaves_a_stream_frees_the_engine(live: Live, client: openai
 
 def test_client_that_leaves_before_the_answer_frees_the_engine(live: Live) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", live.port)
-    body = json.dumps({"model": "base", "prompt": "a", "max_tokens": 500, "temperature": 1, "n": 4})
+    body = json.dumps({"model": "base", "prompt": "a", "max_tokens": 500, "temperature": 0, "n": 4})
     connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
     end = time.monotonic() + 20
     while not live.serving.under_way:
@@ -653,7 +653,7 @@ def test_answers_are_not_mixed_up_between_clients(live: Live, client: openai.Ope
 def test_stop_of_the_server_ends_streams_and_frees_the_port(live: Live) -> None:
     with served(live, live.serving) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port)
-        body = json.dumps({"model": "base", "prompt": "a", "max_tokens": 500, "temperature": 1, "stream": True, "n": 4})
+        body = json.dumps({"model": "base", "prompt": "a", "max_tokens": 500, "temperature": 0, "stream": True, "n": 4})
         connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
         response = connection.getresponse()
         response.read(50)

@@ -40,7 +40,7 @@ def test_question_on_stdin_gives_the_answer_alone_on_stdout(
     server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("Who are you?\n"))
-    assert cli.run(["chat", "--url", server.url, "--max-tokens", "6"]) == 0
+    assert cli.run(["chat", "--url", server.url, "--max-tokens", "6", "--temperature", "0"]) == 0
     said = capsys.readouterr()
     assert said.out.strip()
     assert "release-41" not in said.out
@@ -49,7 +49,23 @@ def test_question_on_stdin_gives_the_answer_alone_on_stdout(
 
 def test_json_gives_one_value_with_model_release_and_usage(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        cli.run(["--json", "chat", "--url", server.url, "--max-tokens", "5", "--model", "base", "Hello", "there"]) == 0
+        cli.run(
+            [
+                "--json",
+                "chat",
+                "--url",
+                server.url,
+                "--max-tokens",
+                "5",
+                "--temperature",
+                "0",
+                "--model",
+                "base",
+                "Hello",
+                "there",
+            ]
+        )
+        == 0
     )
     told = json.loads(capsys.readouterr().out)
     assert told["model"] == "base"
@@ -69,7 +85,9 @@ def test_answers_and_questions_go_along_with_the_next_question(server: Server) -
 
 def test_pieces_come_one_after_another_and_add_up_to_the_answer(server: Server) -> None:
     pieces: list[str] = []
-    answer = Talk(server=server, model="base", settings={"max_tokens": 12}).ask("Tell me", show=pieces.append)
+    answer = Talk(server=server, model="base", settings={"max_tokens": 12, "temperature": 0}).ask(
+        "Tell me", show=pieces.append
+    )
     assert len(pieces) > 1
     assert "".join(pieces) == answer.text
 
