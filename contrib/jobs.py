@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +87,15 @@ def names(job: Job) -> list[str]:
     return names
 
 
-def opened(job: Job) -> RowStore:
-    """The rows, read only, with the key that came with the job."""
+def opened(job: Job, clock: Callable[[], int] | None = None) -> RowStore:
+    """The rows, read only, with the key that came with the job; `clock` (ms) ends permits, by default the system's."""
     from contrib import sealing
     from contrib.rows import RowStore
 
-    return RowStore.open(path(job, "rows"), key=sealing.key_from_hex(job.get("key")), read_only=True)
+    file, key = path(job, "rows"), sealing.key_from_hex(job.get("key"))
+    if clock is None:
+        return RowStore.open(file, key=key, read_only=True)
+    return RowStore.open(file, key=key, read_only=True, clock=clock)
 
 
 def permits(job: Job) -> dict[str, Permit]:

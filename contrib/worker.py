@@ -85,7 +85,7 @@ class Worker:
         if kind == "load":
             self._load(job, emit)
         elif kind == "train":
-            _train(self._loaded(), job, emit)
+            train(self._loaded(), job, emit)
         elif kind == "evaluate":
             _evaluate(self._loaded(), job, emit)
         else:
@@ -133,7 +133,8 @@ def _fault(error: Exception) -> str:
     return f"{type(error).__name__}{place}{said}"
 
 
-def _train(learner: Learner, job: Job, emit: Emit) -> None:
+def train(learner: Learner, job: Job, emit: Emit, *, clock: Callable[[], int] | None = None) -> None:
+    """Run a job "train" and emit its events; `clock` (ms) ends permits, by default the system's."""
     from contrib import fisher, searching, training
 
     began = time.monotonic()
@@ -144,7 +145,7 @@ def _train(learner: Learner, job: Job, emit: Emit) -> None:
         jobs.moments(job.get("moments"), learner.coordinates),
     )
     measured: list[Encoded] = []
-    with jobs.opened(job) as store:
+    with jobs.opened(job, clock) as store:
         names, permits = jobs.names(job), jobs.permits(job)
         if wish:
             measured = searching.tuning_sequences(store, names, learner.codec, settings, permits, wish)

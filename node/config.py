@@ -213,17 +213,22 @@ def load(path: Path) -> NodeConfig:
     Raises:
         ConfigError: not readable, not TOML, or a key or value is not acceptable; file, line and key are named.
     """
+    return parse(read_text(path, "config"), source=path)
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a TOML file of ours; `what` names it in errors (raises ConfigError: not readable, too large, not UTF-8)."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except OSError as e:
-        raise ConfigError(f"couldn't read config {path}: {e.strerror}") from None
+        raise ConfigError(f"couldn't read {what} {path}: {e.strerror}") from None
     if len(data) > _MAX_BYTES:
-        raise ConfigError(f"couldn't read config {path}: over {_MAX_BYTES} bytes")
+        raise ConfigError(f"couldn't read {what} {path}: over {_MAX_BYTES} bytes")
     try:
-        return parse(data.decode(), source=path)
+        return data.decode()
     except UnicodeDecodeError as e:
-        raise ConfigError(f"couldn't read config {path}: not UTF-8 at byte {e.start}") from None
+        raise ConfigError(f"couldn't read {what} {path}: not UTF-8 at byte {e.start}") from None
 
 
 def parse(text: str, *, source: Path) -> NodeConfig:

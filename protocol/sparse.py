@@ -96,7 +96,7 @@ def encode(
         )
         if data is not None:
             return data
-    return in_grid(coordinates=coordinates, indices=indices, values=values, bits=bits, block=block)
+    return _in_grid(coordinates, positions, values, bits, block)
 
 
 def _positions(
@@ -119,6 +119,12 @@ def in_grid(
 ) -> bytes:
     """Return the bytes of version 2, whatever the bits (arguments and errors as `encode`)."""
     positions = _positions(coordinates, indices, values, bits, block)
+    return _in_grid(coordinates, positions, values, bits, block)
+
+
+def _in_grid(
+    coordinates: int, positions: npt.NDArray[np.int64], values: npt.NDArray[np.float32], bits: int, block: int
+) -> bytes:
     chosen = quantise.quantise(values.astype(np.float64), bits, block)
     positions = positions[chosen.kept]
     minus = (values[chosen.kept] < 0).astype(np.uint8)

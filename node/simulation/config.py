@@ -14,11 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from ledger.charter import MAX_MEMBERS
-from node.config import literal, nearest
+from node.config import literal, nearest, read_text
 from node.errors import ConfigError
 
 _LIST: Final = Field(strict=False)  # TOML arrays arrive as lists, and we keep tuples
-_MAX_BYTES: Final = 256 * 1024
 
 
 class _Section(BaseModel):
@@ -177,17 +176,7 @@ def load(path: Path) -> SimulationConfig:
     Raises:
         ConfigError: not readable, not TOML, or a key or value is not acceptable; section and key are named.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as e:
-        raise ConfigError(f"couldn't read simulation {path}: {e.strerror}") from None
-    if len(data) > _MAX_BYTES:
-        raise ConfigError(f"couldn't read simulation {path}: over {_MAX_BYTES} bytes")
-    try:
-        return parse(data.decode(), source=path)
-    except UnicodeDecodeError as e:
-        raise ConfigError(f"couldn't read simulation {path}: not UTF-8 at byte {e.start}") from None
+    return parse(read_text(path, "simulation"), source=path)
 
 
 def parse(text: str, *, source: Path) -> SimulationConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from node.errors import JobRefused
 from node.ports import Trained, TrainJob
+from node.training import trainer
 from protocol.canon import Json
 from protocol.ids import digest
 
@@ -63,19 +65,20 @@ class ModelTrainer(Counted):
         return worker.libraries()
 
     async def train(self, job: TrainJob, on_event: Callable[[Mapping[str, Json]], None]) -> Trained:
-        """One run, here and now; it takes no simulated time by itself."""
-        from contrib import fisher, training
-        from contrib import permit as permits
+        """The worker's own run, here and now; it takes no simulated time by itself."""
+        from contrib import worker
 
         self.counts["runs"] += 1
-        settings = training.Settings(**{name: _setting(name, value) for name, value in job.settings.items()})
-        granted = {name: permits.parse(dict(value)) for name, value in job.permits.items()}
-        with self._opened(job.rows) as store:
-            sequences = training.draw(store, job.datasets, self.learner.codec, settings, granted)
-        view = None if job.view is None else load_vector(job.view)
-        run = training.train(self.learner, sequences, view, settings)
-        felt = fisher.diagonal(self.learner, sequences[: settings.fisher_sequences], run.theta)
-        return _kept(job.out, run.theta, felt, run.tokens)
+        done: dict[str, Any] = {}
+
+        def emit(event: str, **facts: Any) -> None:
+            if event == "done":
+                done.update(facts)
+            else:
+                on_event({"event": event, **facts})
+
+        worker.train(self.learner, trainer.line(job, None), emit, clock=self._clock)
+        return replace(trainer.trained(done), seconds=0.0)
 
     async def evaluate(
         self,
@@ -198,7 +201,3 @@ def _kept(out: Path, theta: Vector, fisher: Vector, tokens: int) -> Trained:
 def _number(rows: Path) -> int:
     """A member's number for its generator: from the name of its home, never from where that lies."""
     return int(digest(rows.parent.name.encode())[:12], 16)
-
-
-def _setting(name: str, value: int | float) -> Any:
-    return float(value) if name in {"lr", "clip"} else int(value)

@@ -55,30 +55,7 @@ class WorkerTrainer:
 
     async def train(self, job: TrainJob, on_event: Callable[[Mapping[str, Json]], None]) -> Trained:
         """Run one job (see the port)."""
-        done = await self.child.request(
-            {
-                "job": "train",
-                "rows": str(job.rows),
-                "key": self._key(),
-                "datasets": list(job.datasets),
-                "permits": {name: dict(permit) for name, permit in job.permits.items()},
-                "view": str(job.view) if job.view else None,
-                "settings": dict(job.settings),
-                "tuning": dict(job.tuning) if job.tuning is not None else None,
-                "moments": str(job.moments) if job.moments else None,
-                "out": str(job.out),
-            },
-            on_event,
-            timeout=_JOB_TIMEOUT,
-        )
-        return Trained(
-            theta=Path(str(done["theta"])),
-            fisher=Path(str(done["fisher"])),
-            tokens=int(done["tokens"]),
-            seconds=float(done["seconds"]),
-            moments=Path(str(done["moments"])),
-            chosen={key: done[key] for key in _CHOSEN},
-        )
+        return trained(await self.child.request(line(job, self._key()), on_event, timeout=_JOB_TIMEOUT))
 
     async def libraries(self) -> Mapping[str, str]:
         """Versions of what computes the numbers, as installed here."""
@@ -121,3 +98,31 @@ class WorkerTrainer:
     async def stop(self) -> None:
         """End the worker; a running job is lost."""
         await self.child.stop()
+
+
+def line(job: TrainJob, key: str | None) -> dict[str, Any]:
+    """The job as `contrib.worker` reads it; `key` opens sealed rows."""
+    return {
+        "job": "train",
+        "rows": str(job.rows),
+        "key": key,
+        "datasets": list(job.datasets),
+        "permits": {name: dict(permit) for name, permit in job.permits.items()},
+        "view": str(job.view) if job.view else None,
+        "settings": dict(job.settings),
+        "tuning": dict(job.tuning) if job.tuning is not None else None,
+        "moments": str(job.moments) if job.moments else None,
+        "out": str(job.out),
+    }
+
+
+def trained(done: Mapping[str, Any]) -> Trained:
+    """What the event "done" of such a job says."""
+    return Trained(
+        theta=Path(str(done["theta"])),
+        fisher=Path(str(done["fisher"])),
+        tokens=int(done["tokens"]),
+        seconds=float(done["seconds"]),
+        moments=Path(str(done["moments"])),
+        chosen={key: done[key] for key in _CHOSEN},
+    )

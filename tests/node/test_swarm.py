@@ -134,7 +134,7 @@ async def test_no_process_is_left(tmp_path):
         pid, run_dir = a.pid, a.run_dir
         assert alive(pid)
         began = time.monotonic()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 3
     assert not alive(pid)
     assert not run_dir.exists()
     for delay in (0.01, 0.05, 0.15, 0.3, None):  # stopped while it starts
@@ -170,7 +170,7 @@ asyncio.run(main())
         pid = int(number)
         assert alive(pid)
         child.kill()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 5
     while alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ledger.charter import VALUE_BITS
-from protocol import grid, quantise, sparse, varints
+from protocol import grid, quantise, sparse
 from protocol.errors import Malformed
 
 P = 5000
@@ -234,21 +234,3 @@ def test_every_shape_of_the_grid_can_be_read(group, signs):
     got = sparse.decode(again, coordinates=40_000, max_sent=4000)
     assert got.indices.tolist() == positions.tolist()
     assert got.units.tolist() == parts.units().tolist()
-
-
-@given(st.lists(st.one_of(st.integers(0, 300), st.integers(0, varints.MAX_VALUE)), max_size=200))
-@settings(deadline=None, max_examples=50)
-def test_varints_round_trip_within_their_bound(values):
-    data = varints.encode(np.array(values, dtype=np.int64))
-    assert varints.decode(data, len(values)).tolist() == values
-    assert len(data) <= varints.longest(len(values), sum(values))
-
-
-@given(data=st.binary(max_size=60), count=st.integers(0, 60))
-@settings(max_examples=100, deadline=None)
-def test_varints_have_one_spelling(data, count):
-    try:
-        values = varints.decode(data, count)
-    except Malformed:
-        return
-    assert varints.encode(values) == data

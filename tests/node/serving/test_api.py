@@ -355,7 +355,7 @@ def test_timeout_of_a_request_cuts_its_answer(live: Live) -> None:
     for body, headers in (({**asked, "timeout": 0.15}, {}), (asked, {"timeout": "0.15"})):
         since = time.monotonic()
         found = exact(httpx.post(url, json=body, headers=headers, timeout=60))
-        assert time.monotonic() - since < 20
+        assert time.monotonic() - since < 3
         choice = found["choices"][0]
         assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")
         assert 0 < found["usage"]["completion_tokens"] < 500
@@ -619,7 +619,7 @@ def test_client_that_leaves_a_stream_frees_the_engine(live: Live, client: openai
     next(iter(stream))
     assert live.serving.under_way == 1
     stream.close()
-    assert idle_within(live, 20)
+    assert idle_within(live, 2)
     client.completions.create(model="base", prompt="a", max_tokens=1)
     stats = live.loop.run(live.serving.stats())
     assert stats["rows_busy"] == 0, "the engine does not go on with what nobody reads"
@@ -634,7 +634,7 @@ def test_client_that_leaves_before_the_answer_frees_the_engine(live: Live) -> No
         assert time.monotonic() < end
         time.sleep(0.01)
     connection.close()
-    assert idle_within(live, 20)
+    assert idle_within(live, 2)
 
 
 def test_answers_are_not_mixed_up_between_clients(live: Live, client: openai.OpenAI) -> None:
@@ -658,8 +658,8 @@ def test_stop_of_the_server_ends_streams_and_frees_the_port(live: Live) -> None:
         response = connection.getresponse()
         response.read(50)
         since = time.monotonic()
-    assert time.monotonic() - since < 10
-    assert idle_within(live, 20)
+    assert time.monotonic() - since < 3
+    assert idle_within(live, 2)
     connection.close()
     listen(Address(port=port)).close()
 

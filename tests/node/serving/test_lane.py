@@ -35,7 +35,7 @@ def loaded(bench: Bench, source: Source) -> None:
     """Wait until a version is in memory."""
     import time
 
-    for _ in range(6000):
+    for _ in range(500):
         if bench.lane.load(source, bench.now):
             return
         time.sleep(0.01)
