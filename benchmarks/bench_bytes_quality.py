@@ -13,43 +13,27 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from harness import Figure, cache, finish, options, table
+from harness import Figure, finish, options, table
+from lab import BLOCK, Local, open_lab
 
-from contrib import demo_data, evaluation, fisher, learner, merging, models, readers, recipes, training, updates
-from contrib.adapters import AdapterSpec, Vector
-from contrib.evaluation import Sample
-from contrib.learner import Learner
-from contrib.permit import Action, Permit
-from contrib.rows import RowStore
+from contrib import merging, recipes, updates
+from contrib.adapters import Vector
 from contrib.training import Settings
-from protocol.ids import ZERO, EventId, MemberId, digest, digest_of
+from protocol.ids import MemberId
 
-BLOCK = 256
 DENSITIES = (500_000, 200_000, 100_000, 50_000)
 SETTINGS = {
     "tiny": Settings(steps=25, batch=8, length=128, lr=1e-2, fisher_sequences=16),
     "smollm2-135m": Settings(steps=10, batch=4, length=64, lr=4e-3, fisher_sequences=16),
 }
-TARGETS = {"tiny": ("all-linear",), "smollm2-135m": ("q_proj", "v_proj")}  # both as in the demo
 JUDGED = "smollm2-135m"  # floors are set for the real model; the test model is reported beside it (see RESULTS.md)
 FLOORS = {"20% int8 fisher-r2": (0.90, 0.97)}
 MARGINS = {"magnitude": 0.1, "fisher": 0.2, "random": 0.4}  # aims; the floor of each is 0
-HELD_OUT_ROWS = {"tiny": 48, "smollm2-135m": 24}  # of each member
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Local:
-    """What one member learnt on its own: B and the Fisher diagonal there."""
-
-    theta: Vector
-    fisher: Vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,18 +95,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1, help="how many independent local runs are averaged")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = measure(arguments, Path(folder))
-    return finish(found, arguments, began=began)
+    return finish(measure(arguments), arguments, began=began)
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> list[Figure]:
-    import torch
-
-    torch.set_num_threads(arguments.threads)
+def measure(arguments: argparse.Namespace) -> list[Figure]:
     kept: dict[str, list[float]] = {}
     sizes: dict[str, list[float]] = {}
-    for bench in benches(arguments, folder):
+    for bench in benches(arguments):
         base, dense = bench.loss(None), bench.loss(np.mean([one.theta for one in bench.locals], axis=0))
         print(f"seed {bench.seed}: base {base:.4f}, mean of whole adapters {dense:.4f} nats", flush=True)
         for name, choice in choices(bench).items():
@@ -171,63 +150,19 @@ def choices(bench: Bench) -> dict[str, Choice]:
     return named
 
 
-def benches(arguments: argparse.Namespace, folder: Path) -> list[Bench]:
+def benches(arguments: argparse.Namespace) -> list[Bench]:
     """One bench for each seed; local runs come from the cache when they were made before."""
-    settings = SETTINGS[arguments.model]
-    model = models.add(arguments.model, cache())
-    spec = AdapterSpec(rank=16, alpha=16, targets=TARGETS[arguments.model], seed=digest(b"benchmark"))
-    one = learner.load(model.path, spec)
-    texts = demo_data.fetch(cache())
-    with RowStore.open(folder / "rows.db") as store:
-        for name, path in texts.items():
-            store.add(name, readers.read(path))
-        samples = [
-            evaluation.sample(store, [name], HELD_OUT_ROWS[arguments.model], permits(name, "evaluate"))
-            for name in texts
-        ]
-        found = []
-        for seed in range(arguments.seeds):
-            seeded = dataclasses.replace(settings, seed=seed)
-            made = tuple(local(one, store, name, seeded, model.digest, spec) for name in texts)
-            found.append(
-                Bench(locals=made, loss=lambda view: mean_loss(one, samples, view, settings.length), seed=seed)
-            )
+    import torch
+
+    lab = open_lab(arguments.model)
+    lab.settings = SETTINGS[arguments.model]
+    torch.set_num_threads(arguments.threads)
+    found = []
+    for seed in range(arguments.seeds):
+        seeded = dataclasses.replace(lab.settings, seed=seed)
+        made = tuple(lab.local(name, None, seeded) for name in lab.names)
+        found.append(Bench(locals=made, loss=lab.loss, seed=seed))
     return found
-
-
-def local(one: Learner, store: RowStore, name: str, settings: Settings, base: str, spec: AdapterSpec) -> Local:
-    """One member's run from the base, or the same run kept from before."""
-    key = digest_of(
-        {
-            "base": base,
-            "spec": spec.to_json(),
-            "name": name,
-            "rows": store.summary(name).train_rows,
-            "bf16": one.bf16,
-            "settings": {key: str(value) for key, value in dataclasses.asdict(settings).items()},
-        }
-    )
-    file = cache() / "benchmarks" / f"local-{key[:24]}.npz"
-    if not file.is_file():
-        print(f"training {name}, seed {settings.seed} ...", flush=True)
-        sequences = training.draw(store, [name], one.codec, settings, permits(name, "train"))
-        trained = training.train(one, sequences, None, settings)
-        curvature = fisher.diagonal(one, sequences[: settings.fisher_sequences], trained.theta)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file.with_suffix(".part.npz"), theta=trained.theta, fisher=curvature)
-        file.with_suffix(".part.npz").rename(file)
-    with np.load(file) as kept:
-        return Local(theta=kept["theta"], fisher=kept["fisher"])
-
-
-def permits(name: str, action: Action) -> dict[str, Permit]:
-    """The right to read public demo texts here: nobody has to decide on it."""
-    return {name: Permit(dataset=name, action=action, decision=EventId(ZERO))}
-
-
-def mean_loss(one: Learner, samples: list[list[Sample]], view: Vector | None, length: int) -> float:
-    """The mean over members of the held-out loss of `view`."""
-    return float(np.mean([evaluation.held_out_loss(one, sample, view, length=length).nats for sample in samples]))
 
 
 if __name__ == "__main__":

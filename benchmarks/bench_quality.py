@@ -94,7 +94,7 @@ def compared(one: Lab, setting: Setting) -> dict[str, float]:
 
 def bound(one: Lab, setting: Setting, rate: float) -> lab.Vector:
     """The pooled run at one learning rate."""
-    return one.balanced(dataclasses.replace(setting.settings, lr=rate), setting.rounds)
+    return one.pooled(dataclasses.replace(setting.settings, lr=rate), setting.rounds)
 
 
 def plans(one: Lab, setting: Setting) -> list[Plan]:

@@ -3,7 +3,8 @@
 One `Lab` holds a loaded model, the private rows of its members and their held-out samples. `Lab.local` trains one member from
 a view (kept in the cache, so that plans that begin alike share their first round); `rounds` lets all members learn, send and
 merge by a `Plan`, and counts whole blobs: indices, values, scales, card, envelope, signature. `dense` is the same with all
-coordinates in fp16; `pooled` trains on all rows in one place with as many steps and as many rows a step as the members together.
+coordinates in fp16; `pooled` trains in one place with as many steps,
+and in each as many rows of every member, as the members have together.
 
 Knows contrib and protocol, no ledger and no network. Invariant: a curve is a function of model, members, plan and seed.
 """
@@ -163,20 +164,10 @@ class Lab:
             return Local(theta=kept["theta"], fisher=kept["fisher"], moments=left)
 
     def pooled(self, settings: Settings, rounds: int) -> Vector:
-        """B after training on everybody's rows in one place: `rounds * steps` steps, each with as many rows as all members'."""
-        whole = dataclasses.replace(
-            settings, steps=settings.steps * rounds, batch=settings.batch * len(self.names), seed=self.seed
-        )
-        file = cache() / "benchmarks" / f"pooled-{self._key('+'.join(self.names), None, whole)}.npz"
-        if not file.is_file():
-            names = list(self.names)
-            sequences = training.draw(self.store, names, self.learner.codec, whole, permits(names, "train"))
-            _keep(file, theta=training.train(self.learner, sequences, None, whole).theta)
-        with np.load(file) as kept:
-            return np.asarray(kept["theta"], dtype=np.float32)
+        """B after training in one place: `rounds * steps` steps, each with as many rows of each member as its own would have.
 
-    def balanced(self, settings: Settings, rounds: int) -> Vector:
-        """`pooled` with as many rows of each member in every step: the stronger bound where data sets differ in size."""
+        Rows drawn by size of the data sets instead make a weaker bound (contrib/LOG.md, "how near to one place").
+        """
         whole = dataclasses.replace(settings, steps=settings.steps * rounds, seed=self.seed)
         file = cache() / "benchmarks" / f"balanced-{self._key('+'.join(self.names), None, whole)}.npz"
         if not file.is_file():

@@ -35,7 +35,6 @@ _LEAST_PAGE = 8  # exponents: a page ends with 256 rows at least, or more where 
 _MOST_PAGE = 12
 _PAGE_BYTES, _PAGE_SLACK = 56, 20_000
 _SAMPLE = 8192  # coordinates from which a writer chooses group size and coding of signs
-_ORDER = struct.Struct(">I")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

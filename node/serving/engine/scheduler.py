@@ -111,11 +111,6 @@ class Scheduler:
         """Versions that hold a slot."""
         return [line.version for line in self._lines.values() if line.active and line.version != BASE]
 
-    def waits_for(self, version: str) -> int:
-        """How many answers wait for a version."""
-        line = self._lines.get(version)
-        return sum(map(len, line.waiting.values())) if line else 0
-
     def uses(self, version: str) -> bool:
         """True while answers of a version wait or run."""
         line = self._lines.get(version)
