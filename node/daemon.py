@@ -33,10 +33,8 @@ from node.data import erasing
 from node.data.egress import Egress, policy_of
 from node.data.permits import Permits
 from node.errors import NotAllowed
-from node.network.blobs import BlobStore
 from node.network.streams import Tap
 from node.network.swarm import Swarm, SwarmConfig
-from node.network.sync import Sync, SyncRules
 from node.serving.access import grants as key_grants
 from node.serving.access.keyfile import KeyFile
 from node.serving.access.log import AccessLog
@@ -45,6 +43,8 @@ from node.serving.models import Load, Serving
 from node.serving.routing import configured
 from node.serving.shelf import Holdings, Shelf
 from node.session import Session
+from node.syncing.blobs import BlobStore
+from node.syncing.sync import Sync, SyncRules
 from node.training.rounds import Rounds
 from node.training.trainer import WorkerTrainer
 from protocol.canon import Json

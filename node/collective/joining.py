@@ -22,8 +22,8 @@ from contrib.models import Model
 from ledger import events
 from node.errors import NotAllowed, WrongBase
 from node.home import model_cache
-from node.network.sync import Sync
 from node.session import Session
+from node.syncing.sync import Sync
 from protocol.errors import Retry
 
 log = logging.getLogger("fishernet.joining")

@@ -25,7 +25,7 @@ from ledger.errors import EraseUnfinished
 from ledger.events.erasure import MAX_LISTED, Scope
 from node.collective.seat import PAGE, Seat, now_ms
 from node.data import residual
-from node.network.blobs import BlobStore
+from node.syncing.blobs import BlobStore
 from protocol.canon import Json
 from protocol.errors import Fatal, FishernetError
 from protocol.ids import Digest, EventId

@@ -13,7 +13,7 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from node.errors import BadTransport, PortTaken
-from node.network import addresses
+from node.finding import addresses
 from protocol.errors import Refused
 
 _IDENTITY_PREFIX = bytes((0x08, 0x01, 0x12, 0x40))  # libp2p crypto.proto: Ed25519, 64 bytes of seed and public key

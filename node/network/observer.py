@@ -33,9 +33,9 @@ from ledger.collective import Collective
 from ledger.entry import Record
 from ledger.errors import FeedFrozen, ForkSeen
 from ledger.store import Store
-from node.network import addresses
-from node.network.blobs import BlobStore
-from node.network.exchange import from_wire
+from node.finding import addresses
+from node.syncing.blobs import BlobStore
+from node.syncing.exchange import from_wire
 from protocol import binding as bindings
 from protocol import wire
 from protocol.binding import Binding

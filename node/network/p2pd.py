@@ -27,7 +27,7 @@ from hivemind.utils.logging import HandlerMode, use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
 
 from node.errors import PeerUnreachable, SwarmDown
-from node.network import rendezvous
+from node.finding import rendezvous
 from protocol.ids import PeerId
 
 LIGHT = node.network.light.LIGHT

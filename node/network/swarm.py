@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.errors import BadTransport, PeerUnreachable, PortTaken, SwarmDown
-from node.network import addresses as multiaddrs
-from node.network import endpoints, rendezvous
-from node.network.addresses import AddressBook
-from node.network.backoff import Backoff
+from node.finding import addresses as multiaddrs
+from node.finding import rendezvous
+from node.finding.addresses import AddressBook
+from node.finding.backoff import Backoff
+from node.network import endpoints
 from node.network.p2pd import CALL_S, DaemonConfig, P2pd, Serve
 from node.network.streams import PeerStream, Slots, Tap
 from node.ports import Announced, Handler, PeersChanged

@@ -19,11 +19,11 @@ from node.collective.measure import save_view
 from node.collective.replay import Missing, Replay
 from node.collective.seat import Seat, now_ms
 from node.errors import BlobMissing
-from node.network.blobs import BlobStore
-from node.network.sync import Sync
 from node.ports import Engine, Retiring
 from node.serving.names import member_names
 from node.serving.routing import declared
+from node.syncing.blobs import BlobStore
+from node.syncing.sync import Sync
 from protocol.errors import FishernetError
 from protocol.ids import Digest, EventId, MemberId
 

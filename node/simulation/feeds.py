@@ -21,7 +21,7 @@ from ledger.forks import verify as verify_fork
 from ledger.store import Store
 from ledger.tree import GrowingTree
 from node.errors import BlobMissing, BlobTooLarge
-from node.network.blobs import BlobStore
+from node.syncing.blobs import BlobStore
 from protocol import keys
 from protocol.canon import Json
 from protocol.ids import ZERO, CollectiveId, Digest, EventId, MemberId, digest

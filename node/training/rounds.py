@@ -35,8 +35,8 @@ from node.data.residual import FIRST as _FIRST
 from node.data.residual import HEAD as _HEAD
 from node.data.residual import STATE
 from node.errors import NotAllowed
-from node.network.blobs import BlobStore
 from node.ports import Trainer, TrainJob
+from node.syncing.blobs import BlobStore
 from node.training import runs, settings
 from node.training.runs import Ran
 from protocol import contribution as blobs

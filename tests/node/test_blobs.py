@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.errors import BlobCorrupt, BlobMissing, BlobTooLarge
-from node.network.blobs import MAX_PARTS, BlobStore
+from node.syncing.blobs import MAX_PARTS, BlobStore
 from protocol.errors import Malformed
 from protocol.ids import Digest, digest
 
@@ -126,7 +126,7 @@ def test_full_disk_is_said_and_loses_nothing(tmp_path):
     script = f"""
 import resource, signal
 from pathlib import Path
-from node.network.blobs import BlobStore
+from node.syncing.blobs import BlobStore
 from node.errors import DiskFull
 from protocol.ids import digest
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from node.network import directory
-from node.network.backoff import HOSTILE_S, MAX_KEYS, Backoff
-from node.network.directory import Directory
+from node.finding.backoff import HOSTILE_S, MAX_KEYS, Backoff
+from node.syncing import directory
+from node.syncing.directory import Directory
 from protocol.ids import MemberId, PeerId
 
 A, B = MemberId("a" * 64), MemberId("b" * 64)

@@ -24,7 +24,7 @@ from ledger.errors import BadEvent
 from node import config
 from node.data.egress import Egress, modules, policy_of
 from node.errors import EgressStopped, PeerRefused
-from node.network.exchange import Asker
+from node.syncing.exchange import Asker
 from protocol import binding
 from protocol.canon import decode, encode
 from protocol.ids import MemberId, digest

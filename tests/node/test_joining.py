@@ -15,10 +15,10 @@ from ledger.entry import Record
 from node import session as sessions
 from node.collective.joining import Joining
 from node.errors import AppendPaused
-from node.network.blobs import BlobStore
 from node.network.swarm import Swarm, SwarmConfig
-from node.network.sync import Sync, SyncRules
 from node.session import Session
+from node.syncing.blobs import BlobStore
+from node.syncing.sync import Sync, SyncRules
 
 
 @pytest.fixture

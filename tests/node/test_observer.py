@@ -13,7 +13,7 @@ import pytest
 from peers import COLLECTIVE, Node, homes, live, until
 
 from ledger.store import Store
-from node.network.blobs import BlobStore
+from node.syncing.blobs import BlobStore
 from protocol.ids import digest
 
 pytest.importorskip("trio")

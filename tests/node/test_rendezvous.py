@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
-from node.network import addresses, rendezvous
-from node.network.addresses import AddressBook
+from node.finding import addresses, rendezvous
+from node.finding.addresses import AddressBook
 from protocol.errors import Malformed, Refused
 from protocol.ids import PeerId, peer_id
 

@@ -53,7 +53,7 @@ def alive(pid: int) -> bool:
 
 
 def test_daemon_side_import_has_no_torch():
-    parts = "node.network.sync, node.network.swarm, node.network.p2pd"
+    parts = "node.syncing.sync, node.network.swarm, node.network.p2pd"
     script = f"import {parts}, sys; print(node.network.p2pd.LIGHT, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["True", "False"], done.stderr

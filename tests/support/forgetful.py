@@ -15,8 +15,8 @@ from ledger import events
 from ledger.cuts import Cut
 from node.collective import judging
 from node.collective.replay import Model, Replay, completed
-from node.network.blobs import BlobStore
 from node.session import Session
+from node.syncing.blobs import BlobStore
 from protocol import contribution as blobs
 from protocol import sparse
 from protocol.card import Card

@@ -18,9 +18,9 @@ from paper import charter_of, key
 from ledger.charter import collective_id
 from ledger.events import Genesis
 from ledger.store import Store
-from node.network.blobs import BlobStore
 from node.network.swarm import Swarm, SwarmConfig
-from node.network.sync import Sync, SyncRules
+from node.syncing.blobs import BlobStore
+from node.syncing.sync import Sync, SyncRules
 from protocol import binding
 from protocol.ids import digest, peer_id
 from protocol.keys import member_id

@@ -23,8 +23,8 @@ from ledger.collective import Collective
 from ledger.store import Store
 from node import commands, config, control
 from node.errors import DaemonDown
+from node.finding import addresses
 from node.home import Home, model_cache
-from node.network import addresses
 from protocol.errors import FishernetError
 from protocol.ids import CollectiveId
 

@@ -32,8 +32,8 @@ from node.collective.seat import Seat
 from node.data.permits import PURPOSE, Permits
 from node.errors import BlobMissing, JobRefused
 from node.home import Home
-from node.network.blobs import BlobStore
 from node.ports import Trained, TrainJob
+from node.syncing.blobs import BlobStore
 from protocol import contribution as blobs
 from protocol import sparse
 from protocol.canon import Json

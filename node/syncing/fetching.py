@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from node.errors import BlobCorrupt, BlobTooLarge
-from node.network.backoff import HOSTILE_S, Backoff
-from node.network.blobs import MAX_PARTS, BlobStore, Partial
-from node.network.exchange import Asker
+from node.finding.backoff import HOSTILE_S, Backoff
 from node.ports import Stream
+from node.syncing.blobs import MAX_PARTS, BlobStore, Partial
+from node.syncing.exchange import Asker
 from protocol import wire
 from protocol.errors import Malformed, Refused, Retry
 from protocol.ids import Digest, MemberId, PeerId

@@ -18,8 +18,8 @@ from ledger import entry
 from ledger.entry import Body, Record
 from ledger.store import Store
 from node.errors import BlobMissing, KeptBack, NotAMember, OutdatedPeer, PeerRefused, UnknownHere, WrongPeer
-from node.network.blobs import BlobStore
 from node.ports import Network, Stream
+from node.syncing.blobs import BlobStore
 from protocol import wire
 from protocol.binding import Binding
 from protocol.errors import Malformed, Refused

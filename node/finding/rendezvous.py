@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from node.network.addresses import MAX_ADDRESSES, check_address
+from node.finding.addresses import MAX_ADDRESSES, check_address
 from protocol import canon, keys
 from protocol.errors import Malformed, Refused
 from protocol.keys import SigningKey

@@ -24,12 +24,12 @@ from ledger.errors import FeedFrozen, ForkSeen, StoreFull
 from ledger.forks import Fork
 from ledger.store import Store
 from node.errors import OutdatedPeer
-from node.network.backoff import HOSTILE_S, Backoff
-from node.network.blobs import BlobStore
-from node.network.directory import Directory
-from node.network.exchange import Asker, Desk, DeskRules, from_wire
-from node.network.fetching import Fetcher
+from node.finding.backoff import HOSTILE_S, Backoff
 from node.ports import Network
+from node.syncing.blobs import BlobStore
+from node.syncing.directory import Directory
+from node.syncing.exchange import Asker, Desk, DeskRules, from_wire
+from node.syncing.fetching import Fetcher
 from protocol import binding as bindings
 from protocol import wire
 from protocol.binding import Binding
