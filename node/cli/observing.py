@@ -63,7 +63,7 @@ def fetch_and_audit(invocation: Invocation, collective: str, into: Path | None, 
 
 def _fetch(home: Home, target: Home, collective: str, addresses: Sequence[str]) -> Mapping[str, Any]:
     """Run the observer with the identity of `home`, into `target`; its report."""
-    command = [sys.executable, "-m", "node.network.observer", "--home", str(home.path), "--into", str(target.path)]
+    command = [sys.executable, "-m", "node.syncing.observer", "--home", str(home.path), "--into", str(target.path)]
     command += ["--collective", collective, *addresses]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_DEADLINE)

@@ -22,7 +22,7 @@ BLOB = random.Random(3).randbytes(600_000)
 
 SCRIPT = """
 import json, sys
-from node.network.observer import main
+from node.syncing.observer import main
 for arguments in json.loads(sys.argv[1]):
     print(main(arguments))
 """

@@ -1,6 +1,6 @@
 """The outside look: dials nodes with py-libp2p, pulls every feed and contribution, verifies, and says what it could not check.
 
-A process of its own (`python -m node.network.observer`): py-libp2p and hivemind cannot live in one, and a hostile peer can crash
+A process of its own (`python -m node.syncing.observer`): py-libp2p and hivemind cannot live in one, and a hostile peer can crash
 it, so each node gets a host of its own that dials and never listens. It keeps what it took in a ledger and blob folder
 with the node's own verification. It speaks with the transport key and binding of a member; the daemon of the same home
 should not run with the same transport key meanwhile. No torch, no Go daemon.
@@ -339,7 +339,7 @@ def plan_of(arguments: Sequence[str]) -> Plan:
         OSError: a file cannot be read.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m node.network.observer", description="Look at a collective from outside."
+        prog="python -m node.syncing.observer", description="Look at a collective from outside."
     )
     parser.add_argument("--collective", required=True, help="collective id")
     parser.add_argument("--home", required=True, type=Path, help="home of a member: its keys/ say as whom to ask")
