@@ -29,7 +29,7 @@ import psutil
 from contrib.adapters import AdapterSpec, layout
 from contrib.merging import model_digest
 from contrib.models import find, tiny_folder
-from node.errors import Busy, UnknownModel
+from node.errors_serving import Busy, UnknownModel
 from node.ports import Piece, Sampling, ServedModel, Usage
 from node.serving.models import Load, Serving
 from protocol.ids import Digest

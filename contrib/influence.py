@@ -23,8 +23,9 @@ OPPOSED: Final = (
     -0.02
 )  # a bearing below it points against the others; honest ones lie above 0 (contrib/LOG.md, attackers)
 OVERSIZED: Final = 2.0  # times the median norm
+STRAY: Final = 0.01  # a bearing below it agrees with nobody; that of noise lies within 0.004 of 0 (contrib/LOG.md, attackers)
 OWN_SHARE: Final = 0.25  # of a voter's gain: what leaving out a member must give back before it is named
-OPPOSED_SHARE: Final = 0.02  # the same, where the member points against the others
+ESTRANGED_SHARE: Final = 0.02  # the same, where the member is estranged
 LEAST_HARM: Final = 0.001  # nats
 
 
@@ -41,6 +42,11 @@ class Bearing:
         return self.cosine < OPPOSED
 
     @property
+    def estranged(self) -> bool:
+        """Whether it has no part in what the others learn: against them, or large and with nobody (noise, say)."""
+        return self.opposed or (self.size > OVERSIZED and self.cosine < STRAY)
+
+    @property
     def suspect(self) -> bool:
         """Whether its harm is worth measuring when nothing else is wrong."""
         return self.opposed or self.size > OVERSIZED
@@ -53,7 +59,7 @@ class Measured:
     base: float
     candidate: float
     without: Mapping[MemberId, float]
-    jointly: float | None = None  # without all opposed members
+    jointly: float | None = None  # without all estranged members
     parent: float | None = None
 
     @property
@@ -107,26 +113,26 @@ def threshold(measured: Measured, bearing: Bearing, tolerance: float) -> float:
     """How much harm (nats) a voter bears from a member before it names it.
 
     Of one that points with the others: the charter's tolerance, or a quarter of the own gain if that is more, since so
-    much an honest member with foreign texts may cost. Of one that points against them: what measuring leaves in doubt.
+    much an honest member with foreign texts may cost. Of one that is estranged: what measuring leaves in doubt.
     """
-    if bearing.opposed:
-        return max(LEAST_HARM, OPPOSED_SHARE * measured.gain)
+    if bearing.estranged:
+        return max(LEAST_HARM, ESTRANGED_SHARE * measured.gain)
     return max(tolerance, OWN_SHARE * measured.gain)
 
 
 def named(measured: Measured, found: Mapping[MemberId, Bearing], tolerance: float) -> tuple[MemberId, ...]:
     """Who is named by this voter, worst first.
 
-    Each whose harm is over its threshold; and, when leaving out all opposed members together wins more than their
+    Each whose harm is over its threshold; and, when leaving out all estranged members together wins more than their
     thresholds, every one of them whose absence alone does not cost this voter more than that: colluders who send the
     same hide each other.
     """
     harm = {member: measured.candidate - loss for member, loss in measured.without.items()}
     limit = {member: threshold(measured, found[member], tolerance) for member in harm}
     guilty = {member for member in harm if harm[member] > limit[member]}
-    opposed = [member for member in harm if found[member].opposed]
-    if measured.jointly is not None and opposed:
+    estranged = [member for member in harm if found[member].estranged]
+    if measured.jointly is not None and estranged:
         together = measured.candidate - measured.jointly
-        if together > sum(limit[member] for member in opposed):
-            guilty |= {member for member in opposed if harm[member] > -limit[member]}
+        if together > sum(limit[member] for member in estranged):
+            guilty |= {member for member in estranged if harm[member] > -limit[member]}
     return tuple(sorted(guilty, key=lambda member: (-harm[member], member)))

@@ -220,6 +220,22 @@ class Standing:
             return "refused" if lost else "pending"
         return "released" if any(contribution in taken for taken in self.in_cut(cut).values()) else "refused"
 
+    def doubted(self) -> frozenset[MemberId]:
+        """Seats whose last decided contribution was left out for what it was: nobody learns from their next before it is decided.
+
+        One that was left out on request (erased, forgotten) says nothing against its author.
+        """
+        cut = self.current_cut()
+        if cut is None:
+            return frozenset()
+        faults = {x.event for x in cut.excluded if x.reason not in {forgetting.ERASED, forgetting.FORGOTTEN}}
+        covered = self.covered(cut.place, cut.epoch)
+        return frozenset(m for m, taken in covered.items() if taken and taken[-1].event in faults)
+
+    def known_to(self, member: MemberId) -> dict[MemberId, int]:
+        """How many entries of each feed a member's own entries, as far as they are here, prove that it holds."""
+        return {**self._named.get(member, {}), member: self.sizes.get(member, 0)}
+
     def pending(self) -> list[Contribution]:
         """Contributions of this epoch, by seated contributors, that no cut covers yet."""
         epoch, cut = self.charter.epoch_id, self.current_cut()

@@ -22,7 +22,7 @@ from node.audits import auditing
 from node.collective import charters as wishes
 from node.collective import forgetting, reports, succeeding
 from node.collective.seat import Seat, now_ms
-from node.data import curating, erasing, granting, residual
+from node.data import carrying, curating, erasing, granting, residual
 from node.errors import DaemonDown, NoCollective, NotAllowed
 from node.home import Home
 from node.session import Session
@@ -34,8 +34,15 @@ Args = Mapping[str, Json]
 Command = Callable[[Session, Args], Awaitable[Json]]
 
 
-def run(home: Home, name: str, args: Args, *, passphrase: Callable[[], str | None]) -> Json:
-    """Do `name` on `home`: through its daemon when that runs, else here.
+def run(
+    home: Home,
+    name: str,
+    args: Args,
+    *,
+    passphrase: Callable[[], str | None],
+    told: Callable[[str, float], None] = lambda _stage, _part: None,
+) -> Json:
+    """Do `name` on `home`: through its daemon when that runs, else here; then `told` hears how far it is.
 
     Raises:
         FishernetError: what the command raises; DaemonDown for one that only a daemon can do.
@@ -55,6 +62,7 @@ def run(home: Home, name: str, args: Args, *, passphrase: Callable[[], str | Non
         with sessions.reading(home) as session:
             return asyncio.run(_call(command, session, args))
     with sessions.writing(home, passphrase()) as session:
+        session.told = told
         return asyncio.run(_call(command, session, args))
 
 
@@ -285,6 +293,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "data.forget": curating.forget,
     "data.seal": curating.seal,
     **granting.COMMANDS,
+    **carrying.COMMANDS,
     "forget": _forget,
     "forget.state": _forget_state,
     "forget.bundle": _forget_bundle,
@@ -295,6 +304,6 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "measure": _measure,
 }
 READING: Final = frozenset(
-    {"collective.show", "collective.requests", "data.list", "status", "log", "forget.state", *granting.READING}
+    {"collective.show", "collective.requests", "data.list", "status", "log", "forget.state", *granting.READING, *carrying.READING}
 )
 LIVE: Final = frozenset({"train.now", "measure"})

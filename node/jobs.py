@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from contrib.errors import BadAdapter
-from node.errors import BadVector, Busy, ContextTooLong, JobCrashed, JobRefused, NodeError
+from node.errors import JobCrashed, JobRefused, NodeError
+from node.errors_serving import BadVector, Busy, ContextTooLong
 
 Job: TypeAlias = Mapping[str, Any]
 Event: TypeAlias = dict[str, Any]

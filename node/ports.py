@@ -28,8 +28,11 @@ class Stream(Protocol):
         """The other end, as the transport authenticated it."""
         ...
 
-    async def read(self, size: int) -> bytes:
-        """Exactly `size` bytes. Raises StreamEnded when the stream ends or stalls before."""
+    async def read(self, size: int, *, within_s: float | None = None) -> bytes:
+        """Exactly `size` bytes. Raises StreamEnded when the stream ends or stalls before.
+
+        Without `within_s` they may take as long as the link to this peer needs for so many.
+        """
         ...
 
     async def write(self, data: bytes) -> None:
@@ -52,6 +55,10 @@ class Network(Protocol):
 
     def peers(self) -> frozenset[PeerId]:
         """Peers connected now."""
+        ...
+
+    def rate(self, peer: PeerId) -> float | None:
+        """Bytes a second that one stream of `peer` brought lately; None: not measured."""
         ...
 
     def add_handler(self, protocol: str, handler: Handler) -> None:

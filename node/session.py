@@ -5,7 +5,7 @@ Knows no command and no network. Invariant: whoever holds a writing session hold
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -35,7 +35,8 @@ _HINT = "fishernet collective create --name NAME, or fishernet collective join I
 class Session:
     """An opened home. `identity` is None in a reading session, `daemon` outside a running one.
 
-    `row_key` opens sealed rows; without a passphrase it opens none, and their contents stay closed.
+    `row_key` opens sealed rows; without a passphrase it opens none, and their contents stay closed. `told(stage, part)` hears how
+    far a long command is, in any thread; `carried(maker, made, size)` what a bundle says about the length of our own feed.
     """
 
     home: Home
@@ -46,6 +47,8 @@ class Session:
     daemon: Running | None = None
     seat: Seat | None = field(default=None)
     row_key: RowKey | None = field(default=None, repr=False)
+    told: Callable[[str, float], None] = lambda _stage, _part: None
+    carried: Callable[[MemberId, int, int], None] = lambda _maker, _made, _size: None
     _eraser: Eraser | None = field(default=None, repr=False)
 
     def need_seat(self) -> Seat:

@@ -13,10 +13,11 @@ import sys
 from ledger.store import Store
 from node.collective import succeeding
 from node.collective.seat import Seat
-from node.daemon import Daemon, RecentErrors
+from node.daemon import Daemon
 from node.errors import NoCollective
 from node.home import Home
 from node.keys import identity as identities
+from node.logs import RecentErrors
 from node.session import Session, row_key
 from protocol.ids import CollectiveId
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -66,12 +67,19 @@ def verify(value: Json | Mapping[str, Json]) -> Binding:
     """
     if not isinstance(value, Mapping) or value.keys() != _FIELDS:
         raise Malformed("couldn't read binding: the fields are not those of a binding")
-    member = MemberId(as_hex(value["member"], "member"))
-    transport = as_hex(value["transport"], "transport key")
+    member, transport = as_hex(value["member"], "member"), as_hex(value["transport"], "transport key")
+    peer, by_member, by_transport = value["peer"], value["by_member"], value["by_transport"]
+    if not (isinstance(peer, str) and isinstance(by_member, str) and isinstance(by_transport, str)):
+        raise Malformed("couldn't read binding: its fields are texts")
+    return _verified(MemberId(member), transport, peer, by_member, by_transport)
+
+
+@functools.lru_cache(maxsize=2048)  # the same few members send theirs with every request; a failure is not remembered
+def _verified(member: MemberId, transport: str, named: str, first: str, second: str) -> Binding:
     peer = peer_id(bytes.fromhex(transport))
-    if value["peer"] != peer:
+    if named != peer:
         raise Malformed("couldn't read binding: the peer is not the name of the transport key")
-    by_member, by_transport = _signature(value["by_member"]), _signature(value["by_transport"])
+    by_member, by_transport = _signature(first), _signature(second)
     message = _message(member, peer, transport)
     verify_signature(member, DOMAIN, message, by_member)
     verify_signature(transport, DOMAIN, message, by_transport)
@@ -82,8 +90,8 @@ def _message(member: str, peer: str, transport: str) -> bytes:
     return encode({"member": member, "peer": peer, "transport": transport})
 
 
-def _signature(value: Json) -> bytes:
-    if not isinstance(value, str) or len(value) != 88:
+def _signature(value: str) -> bytes:
+    if len(value) != 88:
         raise Malformed("couldn't read binding: a signature is 64 bytes in base64")
     try:
         raw = base64.b64decode(value, validate=True)

@@ -7,6 +7,7 @@
     │   │   └── TooLarge            over a limit that is checked before anything is allocated
     │   ├── BadSignature            the signature does not verify
     │   ├── BadProof                a proof of the hash tree does not show what it should
+    │   ├── BadEnvelope             a sealed stream that is not for this key, or was changed or cut off
     │   └── BadKey                  not an acceptable Ed25519 public key
     ├── Retry                       passing trouble on our side or on the way
     └── Fatal                       the daemon must stop and say why
@@ -77,3 +78,9 @@ class BadKey(Refused):
     """The public key is not a point that may name a member."""
 
     code: ClassVar[str] = "bad-key"
+
+
+class BadEnvelope(Refused):
+    """A sealed stream that is not for this key, or whose bytes were changed or cut off."""
+
+    code: ClassVar[str] = "bad-envelope"

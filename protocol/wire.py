@@ -1,29 +1,99 @@
-"""The bytes of the three stream protocols and of the gossip topic: requests, answers, refusals, length-prefixed frames.
+"""The bytes of the stream protocols and of the gossip topic: requests and answers, each in one frame of `protocol.frames`.
 
-A frame is a 4-byte big-endian length and that many bytes. The asker sends one frame, a request in canonical JSON (at most
-8 KiB) that carries its binding. The answer is one frame: a kind byte, then the payload; a blob's raw bytes follow its
-frame. Every length is checked before it is believed. Knows no stream, no store and no members.
+The asker sends one frame, a request in canonical JSON (at most 8 KiB, one for many digests 64 KiB) that carries its
+binding. The answer is one frame; a blob's raw bytes follow its frame. After it the asker may ask again on the same stream.
+Every length is checked before it is believed. Knows no stream, no store and no members.
 Law: `parse_*(x.to_bytes()) == x`, and a parser raises nothing but `Refused`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from protocol.binding import Binding
 from protocol.binding import verify as verify_binding
-from protocol.canon import Json, decode_object, encode
+from protocol.canon import decode_object, encode
 from protocol.errors import Malformed, TooLarge
-from protocol.ids import CollectiveId, Digest, MemberId, as_hex
+from protocol.frames import HEADER, Refusal, answer, frame, frame_length, open_answer, pack, refusal, unpack
+from protocol.ids import CollectiveId
+from protocol.requests import (
+    BLOB,
+    CHANGES,
+    FEED,
+    HAVE,
+    HEADS,
+    KINDS,
+    MAX_DIGESTS,
+    MAX_HAVE_REQUEST,
+    MAX_PART,
+    MAX_REQUEST,
+    MAX_TOKEN,
+    PART,
+    BlobRequest,
+    ChangesRequest,
+    FeedRequest,
+    HaveRequest,
+    HeadsRequest,
+    PartRequest,
+    Request,
+    check_token,
+    max_request,
+    parse_request,
+)
 
-HEADS = "/fishernet/heads/1"
-FEED = "/fishernet/feed/1"
-BLOB = "/fishernet/blob/1"
+__all__ = [
+    "BLOB",
+    "CHANGES",
+    "CHUNK",
+    "FEED",
+    "HAVE",
+    "HEADER",
+    "HEADS",
+    "KINDS",
+    "MAX_BODY",
+    "MAX_DIGESTS",
+    "MAX_HAVE_REQUEST",
+    "MAX_HEADS",
+    "MAX_LINE",
+    "MAX_NOTE",
+    "MAX_PAGE",
+    "MAX_PART",
+    "MAX_REQUEST",
+    "MAX_TOKEN",
+    "PAGE_RECORDS",
+    "PART",
+    "SALT",
+    "BlobRequest",
+    "ChangesAnswer",
+    "ChangesRequest",
+    "FeedPage",
+    "FeedRequest",
+    "HaveRequest",
+    "HeadsAnswer",
+    "HeadsRequest",
+    "PartRequest",
+    "Refusal",
+    "Request",
+    "WireRecord",
+    "answer",
+    "bitmap",
+    "blob_size",
+    "frame",
+    "frame_length",
+    "max_request",
+    "open_answer",
+    "page_of",
+    "parse_bitmap",
+    "parse_blob_size",
+    "parse_changes",
+    "parse_heads",
+    "parse_page",
+    "parse_request",
+    "refusal",
+    "topic",
+]
 
-MAX_REQUEST = 8 * 1024
 MAX_NOTE = 8 * 1024
 MAX_HEADS = 1024
 MAX_PAGE = 1 << 20  # bytes of one feed answer
@@ -31,149 +101,14 @@ PAGE_RECORDS = 256
 MAX_LINE = 32 * 1024
 MAX_BODY = 256 * 1024
 CHUNK = 256 * 1024  # a blob travels in reads of this size
-HEADER = 4
 SALT = 16
 
-_ANSWER, _REFUSAL = b"\x00", b"\x01"
-_CODE = re.compile(r"[a-z][a-z0-9-]{0,39}\Z")
 _ERASED, _PRESENT = 0, 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """The other side's no: a code of a stranger that is only compared and shown."""
-
-    code: str
 
 
 def topic(collective: CollectiveId) -> str:
     """The gossip topic that carries the checkpoint notes of one collective."""
     return f"fishernet/{collective}"
-
-
-# -- frames ----------------------------------------------------------------------------------------------------------
-def frame(payload: bytes) -> bytes:
-    """`payload` behind its length."""
-    return len(payload).to_bytes(HEADER, "big") + payload
-
-
-def frame_length(header: bytes, limit: int) -> int:
-    """The length that a frame's 4-byte header announces.
-
-    Raises:
-        TooLarge: over `limit`; nothing may be allocated for it.
-    """
-    length = int.from_bytes(header, "big")
-    if length > limit:
-        raise TooLarge(f"couldn't read frame: {length} bytes, the limit is {limit}")
-    return length
-
-
-def answer(payload: bytes) -> bytes:
-    """The frame of a positive answer."""
-    return frame(_ANSWER + payload)
-
-
-def refusal(code: str) -> bytes:
-    """The frame of a typed no."""
-    return frame(_REFUSAL + code.encode("ascii"))
-
-
-def open_answer(payload: bytes) -> bytes | Refusal:
-    """What stands in an answer frame.
-
-    Raises:
-        Malformed: neither an answer nor a refusal.
-    """
-    kind, rest = payload[:1], payload[1:]
-    if kind == _ANSWER:
-        return rest
-    if kind == _REFUSAL:
-        code = rest[:41].decode("ascii", errors="replace")
-        if _CODE.match(code) and len(rest) <= 40:
-            return Refusal(code=code)
-    raise Malformed("couldn't read answer: neither an answer nor a refusal")
-
-
-# -- requests --------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadsRequest:
-    """Which heads do you hold in this collective?"""
-
-    collective: CollectiveId
-    binding: Binding
-
-    def to_bytes(self) -> bytes:
-        """Canonical bytes."""
-        return _request("heads", self.collective, self.binding, {})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeedRequest:
-    """Give me the records of `member` from `start` on."""
-
-    collective: CollectiveId
-    binding: Binding
-    member: MemberId
-    start: int
-
-    def to_bytes(self) -> bytes:
-        """Canonical bytes."""
-        return _request("feed", self.collective, self.binding, {"member": self.member, "start": self.start})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlobRequest:
-    """Give me the blob `digest` from `offset` on."""
-
-    collective: CollectiveId
-    binding: Binding
-    digest: Digest
-    offset: int
-
-    def to_bytes(self) -> bytes:
-        """Canonical bytes."""
-        return _request("blob", self.collective, self.binding, {"digest": self.digest, "offset": self.offset})
-
-
-Request: TypeAlias = HeadsRequest | FeedRequest | BlobRequest
-
-
-def _request(kind: str, collective: str, binding: Binding, fields: dict[str, Json]) -> bytes:
-    value: dict[str, Json] = {"v": 1, "ask": kind, "collective": collective, "binding": binding.to_json(), **fields}
-    return encode(value, max_bytes=MAX_REQUEST)
-
-
-_FIELDS = {"heads": frozenset[str](), "feed": frozenset({"member", "start"}), "blob": frozenset({"digest", "offset"})}
-
-
-def parse_request(data: bytes) -> Request:
-    """Read a request of any kind; its binding is verified, but not yet compared with the remote peer.
-
-    Raises:
-        Refused: malformed, too large, or a binding that does not verify.
-    """
-    value = decode_object(data, max_bytes=MAX_REQUEST)
-    kind = value.get("ask")
-    fields = _FIELDS.get(kind) if isinstance(kind, str) else None
-    if fields is None or value.keys() != {"v", "ask", "collective", "binding"} | fields or value["v"] != 1:
-        raise Malformed("couldn't read request: the fields are not those of a request")
-    collective = CollectiveId(as_hex(value["collective"], "collective"))
-    if kind == "feed":
-        member, start = MemberId(as_hex(value["member"], "member")), _natural(value["start"])
-        return FeedRequest(collective=collective, binding=verify_binding(value["binding"]), member=member, start=start)
-    if kind == "blob":
-        digest, offset = Digest(as_hex(value["digest"])), _natural(value["offset"])
-        return BlobRequest(
-            collective=collective, binding=verify_binding(value["binding"]), digest=digest, offset=offset
-        )
-    return HeadsRequest(collective=collective, binding=verify_binding(value["binding"]))
-
-
-def _natural(value: Json) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise Malformed("couldn't read request: a count from 0 on is expected")
-    return value
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
@@ -186,7 +121,7 @@ class HeadsAnswer:
 
     def to_bytes(self) -> bytes:
         """The payload of the answer frame."""
-        return _pack([encode(self.binding.to_json()), *self.notes])
+        return pack([encode(self.binding.to_json()), *self.notes])
 
 
 def parse_heads(data: bytes) -> HeadsAnswer:
@@ -195,10 +130,39 @@ def parse_heads(data: bytes) -> HeadsAnswer:
     Raises:
         Refused: malformed, too many or too long notes, or a binding that does not verify.
     """
-    items = _unpack(data, max_items=MAX_HEADS + 1, max_item=MAX_NOTE)
+    items = unpack(data, max_items=MAX_HEADS + 1, max_item=MAX_NOTE)
     if not items:
         raise Malformed("couldn't read heads: the binding is missing")
     return HeadsAnswer(binding=verify_binding(decode_object(items[0])), notes=tuple(items[1:]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangesAnswer:
+    """Who answers, the token to ask with the next time, and the notes of heads that changed, oldest change first.
+
+    With as many as `MAX_HEADS` notes there may be more: the token says how far this answer reaches.
+    """
+
+    binding: Binding
+    token: str
+    notes: tuple[bytes, ...]
+
+    def to_bytes(self) -> bytes:
+        """The payload of the answer frame."""
+        return pack([encode(self.binding.to_json()), self.token.encode("ascii"), *self.notes])
+
+
+def parse_changes(data: bytes) -> ChangesAnswer:
+    """Read the payload of an answer to `ChangesRequest`.
+
+    Raises:
+        Refused: malformed, too many or too long notes, a token that is none, or a binding that does not verify.
+    """
+    items = unpack(data, max_items=MAX_HEADS + 2, max_item=MAX_NOTE)
+    if len(items) < 2:
+        raise Malformed("couldn't read heads: binding or token is missing")
+    token = check_token(items[1][: MAX_TOKEN + 1].decode("ascii", errors="replace"))
+    return ChangesAnswer(binding=verify_binding(decode_object(items[0])), token=token, notes=tuple(items[2:]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +190,7 @@ class FeedPage:
 
     def to_bytes(self) -> bytes:
         """The payload of the answer frame."""
-        return _pack([self.note, *(record.to_bytes() for record in self.records)])
+        return pack([self.note, *(record.to_bytes() for record in self.records)])
 
 
 def page_of(note: bytes, records: Iterable[WireRecord]) -> FeedPage:
@@ -247,7 +211,7 @@ def parse_page(data: bytes) -> FeedPage:
     Raises:
         Refused: malformed, or over a limit.
     """
-    items = _unpack(data, max_items=PAGE_RECORDS + 1, max_item=MAX_PAGE)
+    items = unpack(data, max_items=PAGE_RECORDS + 1, max_item=MAX_PAGE)
     if not items or len(items[0]) > MAX_NOTE:
         raise Malformed("couldn't read page: the note is missing or too long")
     return FeedPage(note=items[0], records=tuple(_record(item) for item in items[1:]))
@@ -281,20 +245,18 @@ def parse_blob_size(data: bytes) -> int:
     return int.from_bytes(data, "big")
 
 
-# -- lists of byte strings -------------------------------------------------------------------------------------------
-def _pack(items: Sequence[bytes]) -> bytes:
-    return b"".join(frame(item) for item in items)
+def bitmap(held: Sequence[bool]) -> bytes:
+    """The payload of an answer to `HaveRequest`: bit i, counted from the lowest of the first byte, is `held[i]`."""
+    total = sum(1 << i for i, here in enumerate(held) if here)
+    return total.to_bytes((len(held) + 7) // 8, "little")
 
 
-def _unpack(data: bytes, *, max_items: int, max_item: int) -> list[bytes]:
-    items: list[bytes] = []
-    at = 0
-    while at < len(data):
-        if len(items) == max_items:
-            raise TooLarge(f"couldn't read list: more than {max_items} items")
-        length = frame_length(data[at : at + HEADER], max_item)
-        if at + HEADER + length > len(data):
-            raise Malformed("couldn't read list: an item is cut short")
-        items.append(data[at + HEADER : at + HEADER + length])
-        at += HEADER + length
-    return items
+def parse_bitmap(data: bytes, count: int) -> tuple[bool, ...]:
+    """Read the payload of an answer about `count` blobs.
+
+    Raises:
+        Malformed: another length, or bits beyond the last blob.
+    """
+    if len(data) != (count + 7) // 8 or (total := int.from_bytes(data, "little")) >> count:
+        raise Malformed(f"couldn't read bitmap: {count} bits are expected")
+    return tuple([bool(total >> i & 1) for i in range(count)])

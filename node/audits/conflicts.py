@@ -22,7 +22,7 @@ from node.audits.record import read
 from node.audits.releases import Blobs
 from node.collective.releases import find
 from node.collective.replay import Model, Replay, matches
-from node.errors import UnknownRelease
+from node.errors_serving import UnknownRelease
 from node.home import model_cache
 from protocol.canon import Json
 from protocol.errors import Refused

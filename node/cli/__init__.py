@@ -7,7 +7,7 @@
     key.py         key show | rotate | revoke | propose | backup | restore       api_keys.py   key api add | list | revoke
     grant.py       grant issue | narrow | revoke | accept | list | check
     proofs.py      prove, verify-proof, ledger export
-    replay.py      replay          forget.py   forget        bundles.py  verify-bundle
+    replay.py      replay          forget.py   forget        bundles.py  verify-bundle   bundle.py  bundle export | import | show
     export.py      export          serve.py   serve          chat.py   chat          simulate.py   simulate
     recipes.py     recipes         conflicts.py   conflicts
     render.py      results as tables for people
@@ -44,6 +44,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {  # in the order of a first ses
     "status": ("roots", "status", "Show peers, heads, epoch, view, releases and last errors."),
     "train": ("roots", "train", "Train once now and publish what was learnt."),
     "measure": ("roots", "measure", "Measure base, own adapter and every release on held-out rows."),
+    "bundle": ("bundle", "bundle", "Carry feeds and blobs by file between members that have no link."),
     "key": ("key", "key", "Show, rotate, revoke, back up and restore this node's keys; make API keys."),
     "fork": ("fork", "fork", "Show, export and check proofs that a member signed two histories."),
     "log": ("roots", "log", "Show releases with who contributed and what each voter measured."),

@@ -85,20 +85,20 @@ class Blame:
         found: Mapping[MemberId, Bearing],
         losses: Mapping[str, Loss],
     ) -> Measured:
-        """Leave out each suspect, and all that point against the others together."""
-        opposed = frozenset(m for m in suspects if found[m].opposed)
+        """Leave out each suspect, and all estranged ones together."""
+        estranged = frozenset(m for m in suspects if found[m].estranged)
         groups: list[Without] = [frozenset({m}) for m in suspects]
         if len(groups) >= MAX_PROBES:
             groups = await self._narrowed(covered, suspects, losses["candidate"])
-        if len(opposed) > 1:
-            groups.append(opposed)
+        if len(estranged) > 1:
+            groups.append(estranged)
         nats = await self._without(covered, groups)
         return Measured(
             base=losses["base"].nats,
             candidate=losses["candidate"].nats,
             parent=losses["parent"].nats if "parent" in losses else None,
             without={next(iter(group)): loss for group, loss in nats.items() if len(group) == 1},
-            jointly=nats.get(opposed),
+            jointly=nats.get(estranged),
         )
 
     async def _narrowed(

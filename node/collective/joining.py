@@ -25,6 +25,7 @@ from node.home import model_cache
 from node.session import Session
 from node.syncing.sync import Sync
 from protocol.errors import Retry
+from protocol.ids import MemberId
 
 log = logging.getLogger("fishernet.joining")
 _HEAD_ANSWER_S: Final = 10.0
@@ -34,7 +35,7 @@ _NO_SEAT: Final = "this node has no seat in the collective yet: a member must in
 _GONE: Final = "the seat of this node's key went to {}; the keys of that member are not in this home"
 _ALONE: Final = (
     "no other member has said yet how long our feed is; this node trains and serves, but writes nothing "
-    "(fishernet up --accept-fork-risk overrides this)"
+    "(a bundle that another member makes from now on says so too; fishernet up --accept-fork-risk overrides this)"
 )
 
 
@@ -49,6 +50,10 @@ class Joining:
         self._sync = sync
         self._next_change = next_change
         self._fork_risk = accept_fork_risk
+        self._began = self._seat.now_ms()
+        self._told: int | None = None  # how long our feed is, by a bundle of another member made since we began
+        self._answer = asyncio.Event()
+        session.carried = self.carried
         self._seat.pause(_ASKING)
 
     async def charter(self) -> None:
@@ -107,18 +112,45 @@ class Joining:
         others = [m.id for m in seat.fold.charter.members if m.id != seat.me]
         seat.pause(_ALONE)
         while mirrored and others and not self._fork_risk:
-            answer = await self._sync.own_head_from_peers(_HEAD_ANSWER_S)
-            if not answer.answered:
+            ahead = await self._said_ahead()
+            if ahead is None:
                 log.warning("event=read-only cause=%s", _ALONE)
-                await asyncio.sleep(1.0)
                 continue
-            ahead = answer.head.size if answer.head else 0
             if self._size() < ahead:
                 log.warning("event=behind-own-feed held=%s known=%s", self._size(), ahead)
             while self._size() < ahead:
                 await self._next_change()
             break
         seat.pause(None)
+
+    async def _said_ahead(self) -> int | None:
+        """How long our feed is, by peers or by a bundle, whichever says so first; None when nobody did for a while."""
+        asking = asyncio.create_task(self._sync.own_head_from_peers(_HEAD_ANSWER_S))
+        carried = asyncio.create_task(self._answer.wait())
+        try:
+            await asyncio.wait((asking, carried), return_when=asyncio.FIRST_COMPLETED)
+            if asking.done() and (found := asking.result()).answered:
+                return max(found.head.size if found.head else 0, self._told or 0)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._answer.wait()
+            return self._told
+        finally:
+            for task in (asking, carried):
+                task.cancel()
+            await asyncio.gather(asking, carried, return_exceptions=True)
+
+    def carried(self, maker: MemberId, made: int, size: int) -> None:
+        """Take what a bundle says about our own feed as a member's answer, if one made it since this node began.
+
+        It is as much worth as the answer of a peer: its maker may have heard less than others. `made` is its maker's clock.
+        """
+        seat = self._seat
+        member = seat.fold.charter.member(maker) if seat.fold.known else None
+        if member is None or maker == seat.me or made < self._began:
+            return
+        self._told = max(self._told or 0, size)
+        self._answer.set()
 
     async def begin(self) -> None:
         """Introduce ourselves as soon as there is room for it: a full disk ends no node."""

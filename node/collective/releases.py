@@ -6,7 +6,7 @@ from typing import Final
 
 from ledger.collective import Collective, Decision
 from ledger.cuts import Cut
-from node.errors import UnknownRelease
+from node.errors_serving import UnknownRelease
 
 LATEST: Final = "latest"
 _PREFIX: Final = 8  # digits

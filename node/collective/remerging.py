@@ -18,7 +18,7 @@ from ledger.collective import Collective, Contribution, Decision
 from ledger.cuts import Cut
 from node.collective.gate import Accept
 from node.collective.replay import Missing, Model, Replay
-from node.errors import NotRecomputable
+from node.errors_serving import NotRecomputable
 from protocol.ids import Digest, EventId, MemberId
 
 

@@ -13,9 +13,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from node.finding.addresses import MAX_ADDRESSES, check_address
+from node.finding.addresses import MAX_ADDRESSES
 from protocol import canon, keys
+from protocol.addresses import check_address
 from protocol.errors import Malformed, Refused
+from protocol.ids import peer_id
 from protocol.keys import SigningKey
 
 DOMAIN = "rendezvous"
@@ -74,6 +76,7 @@ class Seal:
     def __init__(self, key: SigningKey) -> None:
         """Sign with the transport key."""
         self._key = key
+        self.peer = peer_id(bytes(key.verify_key))
         self._subkey = _SUBKEY + bytes(key.verify_key).hex().encode("ascii")
 
     def sign(self, entry: Entry) -> bytes:

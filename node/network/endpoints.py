@@ -6,15 +6,16 @@ share a taken port silently or end without a reason.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 
 from nacl.signing import SigningKey
 
-from node.errors import BadTransport, PortTaken
-from node.finding import addresses
-from protocol.errors import Refused
+from node.errors_network import BadTransport, PortTaken
+from protocol import addresses
+from protocol.errors import Malformed, Refused
 
 _IDENTITY_PREFIX = bytes((0x08, 0x01, 0x12, 0x40))  # libp2p crypto.proto: Ed25519, 64 bytes of seed and public key
 
@@ -32,6 +33,24 @@ def read_identity(path: Path) -> SigningKey:
     if len(raw) != 68 or not raw.startswith(_IDENTITY_PREFIX):
         raise BadTransport(f"couldn't read transport key {path}: not an Ed25519 identity of 68 bytes")
     return SigningKey(raw[4:36])
+
+
+def check_listen(listen: Iterable[str]) -> tuple[str, ...]:
+    """Addresses of this machine to listen on.
+
+    Raises:
+        Malformed: one of them is none.
+    """
+    checked = tuple(addresses.check_address(address) for address in listen)
+    if any(addresses.is_circuit(address) for address in checked):
+        raise Malformed("couldn't listen on a circuit: name the relay in `relays` instead")
+    return checked
+
+
+def is_local(listen: Iterable[str]) -> bool:
+    """Whether only this machine can reach us there."""
+    hosts = [addresses.host(address) for address in listen]
+    return all(kind in {"ip4", "ip6"} and ipaddress.ip_address(name).is_loopback for kind, name in hosts)
 
 
 def check_ports(listen: Iterable[str]) -> None:
@@ -57,7 +76,7 @@ def check_ports(listen: Iterable[str]) -> None:
 
 def with_port(listen: tuple[str, ...], visible: tuple[str, ...]) -> tuple[str, ...]:
     """A single address with port 0 keeps, in later lives, the port that the system chose."""
-    ports = {addresses.port(address) for address in visible if is_dialable(address)}
+    ports = {addresses.port(a) for a in visible if is_dialable(a) and not addresses.is_circuit(a)}
     if len(listen) == 1 and addresses.port(listen[0]) == 0 and len(ports) == 1:
         return (f"{listen[0].rsplit('/', 1)[0]}/{ports.pop()}",)
     return listen

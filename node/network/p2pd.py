@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,10 @@ from hivemind.proto import p2pd_pb2 as pb
 from hivemind.utils.logging import HandlerMode, use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
 
-from node.errors import PeerUnreachable, SwarmDown
+from node.errors_network import PeerUnreachable, SwarmDown
 from node.finding import rendezvous
+from node.finding.relays import Nat
+from node.network.tied import tied
 from protocol.ids import PeerId
 
 LIGHT = node.network.light.LIGHT
@@ -35,6 +36,7 @@ Serve = Callable[[PeerId, asyncio.StreamReader, asyncio.StreamWriter], Awaitable
 
 CALL_S = 5.0
 _START_S = 20.0
+_TURN_S, _TURNS = 0.25, 12
 _MAX_RECORDS = 4096  # of strangers, in our part of the DHT
 
 use_hivemind_log_handler(HandlerMode.NOWHERE)  # its records go where ours go
@@ -43,12 +45,13 @@ p2p_daemon.path = lambda package, name: resources.as_file(resources.files(packag
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonConfig:
-    """The identity file, the addresses to listen on, the private directory for sockets, and who signs our record."""
+    """The identity file, the addresses to listen on, the private directory for sockets, who signs our record; relays."""
 
     identity: Path
     listen: tuple[str, ...]
     run_dir: Path
     seal: rendezvous.Seal
+    nat: Nat = field(default_factory=Nat)
 
 
 class _Process(P2P):  # type: ignore[misc]
@@ -58,16 +61,16 @@ class _Process(P2P):  # type: ignore[misc]
     _daemon_listen_maddr: Any = None  # a start that fails early has none to remove
     _client_listen_maddr: Any = None
     born: list[_Process]
+    flags: dict[str, str | int]
 
     def __init__(self) -> None:
         super().__init__()
         self.born.append(self)  # so that a start that is cut short leaves no process
 
-    @staticmethod
-    def _make_process_args(*args: object, **kwargs: object) -> list[str]:
-        tie = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # execs: same pid
-        made: list[str] = P2P._make_process_args(*args, pubsub=1, gossipsubHeartbeatInterval="1s", **kwargs)
-        return tie + made
+    @classmethod
+    def _make_process_args(cls, *args: object, **kwargs: Any) -> list[str]:
+        ours = {"pubsub": 1, "gossipsubHeartbeatInterval": "1s", **cls.flags}
+        return tied(P2P._make_process_args(*args, **(kwargs | ours)))
 
 
 class P2pd:
@@ -88,7 +91,8 @@ class P2pd:
             SwarmDown: it does not start.
         """
         prefix = f"/unix{config.run_dir.absolute()}/"
-        kind = type("_Life", (_Process,), {"_UNIX_SOCKET_PREFIX": prefix, "born": []})
+        flags = config.nat.flags(config.seal.peer)
+        kind = type("_Life", (_Process,), {"_UNIX_SOCKET_PREFIX": prefix, "born": [], "flags": flags})
         try:
             async with asyncio.timeout(_START_S):
                 process: _Process = await kind.create(  # type: ignore[attr-defined]
@@ -119,15 +123,55 @@ class P2pd:
         await self._process._child.wait()
         raise SwarmDown("couldn't keep p2pd: it ended")
 
+    def halted(self) -> bool:
+        """Whether the kernel says that the process is stopped (SIGSTOP); False where it says nothing."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_bytes()
+        except OSError:
+            return False
+        return stat.rpartition(b") ")[2][:1] in (b"T", b"t")
+
     async def end(self) -> None:
         """Kill the process and settle every task and call that hangs on it."""
         self._dht.is_alive = False  # its own shutdown() would wait for ever on a dead p2pd
         await _end(self._process)
 
     async def connected(self) -> frozenset[PeerId]:
-        """Peers with a connection. A daemon that does not answer in time is frozen."""
+        """Peers with a connection.
+
+        Raises:
+            SwarmDown: no answer in three seconds of our own loop: turns are counted, which a machine that has no time for us
+                does not give, so that a p2pd is not taken for frozen where everything is slow.
+        """
+        asking = asyncio.ensure_future(self._peers())
+        try:
+            for _ in range(_TURNS):
+                if (await asyncio.wait({asking}, timeout=_TURN_S))[0]:
+                    return asking.result()
+        finally:
+            asking.cancel()
+        raise SwarmDown(f"couldn't ask p2pd: no answer for {_TURNS * _TURN_S:.0f} s")
+
+    async def _peers(self) -> frozenset[PeerId]:
         async with self._control("LIST_PEERS") as (response, _, _):
             return frozenset(PeerId(PeerID(peer.id).to_base58()) for peer in response.peers)
+
+    async def seen_at(self) -> tuple[str, ...]:
+        """Where we can be dialled as p2pd knows by now: addresses it listens on, and circuits of its reservations."""
+        async with self._control("IDENTIFY") as (response, _, _):
+            return tuple(_texts(response.identify.addrs))
+
+    async def find(self, peer: PeerId) -> tuple[str, ...]:
+        """Where our neighbours (and theirs) last saw `peer`, unsigned; empty when none did."""
+        request = pb.DHTRequest(type=pb.DHTRequest.FIND_PEER, peer=PeerID.from_base58(peer).to_bytes(), timeout=int(CALL_S))
+        async with asyncio.timeout(CALL_S), self._control("DHT", dht=request) as (response, _, _):
+            return tuple(_texts(response.dht.peer.addrs))
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close every connection to `peer`."""
+        request = pb.DisconnectRequest(peer=PeerID.from_base58(peer).to_bytes())
+        async with asyncio.timeout(CALL_S), self._control("DISCONNECT", disconnect=request):
+            pass
 
     async def connect(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Dial `peer` and put it into the DHT's routing table."""
@@ -144,8 +188,11 @@ class P2pd:
         async with asyncio.timeout(CALL_S), self._control("PUBSUB", pubsub=request):
             pass
 
-    async def announcements(self, topic: str) -> AsyncIterator[bytes]:
-        """Every announcement on `topic`; the open connection is the subscription."""
+    async def announcements(self, topic: str) -> AsyncIterator[tuple[PeerId, bytes]]:
+        """Every announcement on `topic` with the peer that made it (p2pd has checked its signature; others may have relayed it).
+
+        The open connection is the subscription.
+        """
         request = pb.PSRequest(type=pb.PSRequest.SUBSCRIBE, topic=topic)
         async with self._control("PUBSUB", pubsub=request) as (_, reader, _):
             while True:
@@ -153,7 +200,7 @@ class P2pd:
                     await read_pbmsg_safe(reader, message := pb.PSMessage())
                 except EOFError:
                     raise SwarmDown("couldn't hear announcements: p2pd hung up") from None
-                yield message.data
+                yield PeerId(PeerID(getattr(message, "from")).to_base58()), message.data
 
     @contextlib.asynccontextmanager
     async def open(
@@ -221,6 +268,13 @@ class _Validator(RecordValidatorBase):  # type: ignore[misc]
 
     def strip_value(self, record: DHTRecord) -> bytes:
         return self._seal.strip(record.value)
+
+
+def _texts(addresses: Iterable[bytes]) -> Iterable[str]:
+    """Multiaddrs as text; those of a kind that hivemind does not know are left out."""
+    for address in addresses:
+        with contextlib.suppress(ValueError):
+            yield str(Multiaddr(address))
 
 
 def _entry(record: DHTRecord) -> rendezvous.Entry:

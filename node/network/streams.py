@@ -1,23 +1,23 @@
 """One libp2p stream as the node sees it: exact reads and writes with a deadline each, every outgoing byte tapped.
 
-Knows no protocol and no daemon: it wraps an asyncio reader and writer. `Slots` bounds how many streams are served at once.
+Deadlines follow the size and the measured speed of the link (`node.network.links`), and the stream tells it what it
+measures. Knows no protocol and no daemon: it wraps an asyncio reader and writer.
 Invariant: after a failed read or write the stream is dead, so nobody goes on with half a message.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from typing import TypeAlias
 
-from node.errors import StreamEnded
+from node.errors_network import StreamEnded
+from node.network.links import Links
 from protocol.ids import PeerId
 
 Tap: TypeAlias = Callable[[bytes], None]
 
-DEADLINE_S = 8.0  # for one read or write of at most 256 KiB; a slower link is as good as none
 _CLOSE_S = 1.0
 
 
@@ -25,31 +25,50 @@ class PeerStream:
     """The `node.ports.Stream` of a live connection."""
 
     def __init__(
-        self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, tap: Tap | None
+        self,
+        peer: PeerId,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        tap: Tap | None,
+        links: Links,
     ) -> None:
-        """Wrap both halves; `tap` sees what is sent before anything else does."""
-        self._peer, self._reader, self._writer, self._tap = peer, reader, writer, tap
+        """Wrap both halves; `tap` sees what is sent before anything else does, `links` what was measured."""
+        self._peer, self._reader, self._writer, self._tap, self._links = peer, reader, writer, tap, links
+        self._asked_at: float | None = None  # when we wrote last, until something came back
 
     @property
     def peer(self) -> PeerId:
         """The authenticated other end."""
         return self._peer
 
-    async def read(self, size: int) -> bytes:
-        """Exactly `size` bytes.
+    async def read(self, size: int, *, within_s: float | None = None) -> bytes:
+        """Exactly `size` bytes, in the time that the link needs for them, or `within_s` seconds.
 
         Raises:
-            StreamEnded: the stream ended before, or nothing came in time.
+            StreamEnded: the stream ended before, or they did not come in time.
         """
+        limit = self._links.deadline(self._peer, size) if within_s is None else within_s
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(DEADLINE_S):
-                return await self._reader.readexactly(size)
+            async with asyncio.timeout(limit):
+                data = await self._reader.readexactly(size)
         except TimeoutError:
             self.abort()
-            raise StreamEnded(f"couldn't read from {self._peer[-6:]}: nothing came for {DEADLINE_S:.0f} s") from None
+            if within_s is None:
+                self._links.missed(self._peer, size, limit)
+            raise StreamEnded(
+                f"couldn't read from {self._peer[-6:]}: {size} bytes did not come within {limit:.0f} s"
+            ) from None
         except (OSError, EOFError) as e:
             self.abort()
             raise StreamEnded(f"couldn't read from {self._peer[-6:]}: {type(e).__name__}") from None
+        now = time.monotonic()
+        if self._asked_at is not None and within_s is None:
+            self._links.answered(self._peer, now - self._asked_at)
+        self._asked_at = None
+        self._links.note(self._peer, size, now - began)
+        return data
 
     async def write(self, data: bytes) -> None:
         """Send `data`; returns when the buffer in between has room again.
@@ -59,55 +78,31 @@ class PeerStream:
         """
         if self._tap is not None:
             self._tap(data)
+        limit = self._links.deadline(self._peer, len(data))
         try:
-            async with asyncio.timeout(DEADLINE_S):
+            async with asyncio.timeout(limit):
                 self._writer.write(data)
                 await self._writer.drain()
         except (OSError, EOFError) as e:  # a TimeoutError is an OSError
             self.abort()
+            if isinstance(e, TimeoutError):
+                self._links.missed(self._peer, len(data), limit)
             raise StreamEnded(f"couldn't write to {self._peer[-6:]}: {type(e).__name__}") from None
+        self._asked_at = time.monotonic()
 
     def abort(self) -> None:
         """Drop the stream with whatever is still buffered."""
         self._writer.transport.abort()
 
     async def close(self) -> None:
-        """Flush and close; a peer that does not read is dropped after a second."""
+        """Flush and close; a peer that does not take the rest in the time that its link needs is dropped."""
+        left = self._writer.transport.get_write_buffer_size()
         self._writer.close()
         try:
-            async with asyncio.timeout(_CLOSE_S):
+            async with asyncio.timeout(self._links.deadline(self._peer, left) if left else _CLOSE_S):
                 await self._writer.wait_closed()
         except (OSError, EOFError):
             self.abort()
         except asyncio.CancelledError:
             self.abort()
             raise
-
-
-class Slots:
-    """How many streams are served at once: so many in all, so many per peer, and strangers get at most half."""
-
-    def __init__(self, *, total: int = 64, per_peer: int = 8) -> None:
-        """Start with all slots free."""
-        self._total, self._per_peer = total, per_peer
-        self._taken: Counter[PeerId] = Counter()
-        self._strangers = 0
-        self.refused = 0
-
-    @contextlib.contextmanager
-    def take(self, peer: PeerId, *, known: bool) -> Iterator[bool]:
-        """Yield whether a slot was free; it is given back at the end of the block."""
-        full = self._taken.total() >= self._total or self._taken[peer] >= self._per_peer
-        if full or (not known and self._strangers >= self._total // 2):
-            self.refused += 1
-            yield False
-            return
-        self._taken[peer] += 1
-        self._strangers += not known
-        try:
-            yield True
-        finally:
-            self._strangers -= not known
-            self._taken[peer] -= 1
-            if not self._taken[peer]:
-                del self._taken[peer]

@@ -16,14 +16,16 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.errors import BadTransport, PeerUnreachable, PortTaken, SwarmDown
+from node.errors_network import BadTransport, PeerUnreachable, PortTaken, SwarmDown
 from node.finding import addresses as multiaddrs
 from node.finding import rendezvous
 from node.finding.addresses import AddressBook
 from node.finding.backoff import Backoff
+from node.guarding.guard import Guard
 from node.network import endpoints
 from node.network.p2pd import CALL_S, DaemonConfig, P2pd, Serve
-from node.network.streams import PeerStream, Slots, Tap
+from node.network.links import Links
+from node.network.streams import PeerStream, Tap
 from node.ports import Announced, Handler, PeersChanged
 from protocol.canon import Json
 from protocol.errors import FishernetError
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 MAX_ANNOUNCEMENT = 8 * 1024
 _TROUBLE = (FishernetError, OSError, EOFError)  # a TimeoutError is an OSError
 _SOCKET_ROOM = 104 - 30  # for "p2pclient-", 11 random characters and ".sock"
-_TICK_S, _PROBE_S, _SERVE_S, _RENDEZVOUS_S = 1.0, 4.0, 600.0, 20.0
+_TICK_S, _PROBE_S, _RENDEZVOUS_S = 1.0, 4.0, 20.0
 _REDIAL_S = (1.0, 5.0)
 _DIALS_AT_ONCE = 8
 
@@ -49,6 +51,7 @@ class SwarmConfig:
     known: tuple[str, ...] = ()  # /ip4/.../tcp/.../p2p/...
     announce: tuple[str, ...] = ()  # published instead of the listening addresses
     book: Path | None = None
+    guard: Guard | None = None  # what each peer may cost us; None: one with the usual limits, whose bans nobody keeps
 
 
 class Swarm:
@@ -81,7 +84,8 @@ class Swarm:
         self._redials = Backoff(time.monotonic)
         self._streams: set[PeerStream] = set()
         self._serving: set[asyncio.Task[None]] = set()
-        self._slots = Slots()
+        self.guard = config.guard or Guard()
+        self.links = Links()
         self._daemon: P2pd | None = None
         self._jobs: asyncio.TaskGroup | None = None
         self._connected: frozenset[PeerId] = frozenset()
@@ -101,6 +105,10 @@ class Swarm:
         """Peers connected at the last look, at most a second ago."""
         return self._connected
 
+    def rate(self, peer: PeerId) -> float | None:
+        """Bytes a second that one stream of `peer` brought lately; None: not measured."""
+        return self.links.rate(peer)
+
     def addresses(self) -> tuple[str, ...]:
         """Where we can be dialled, with our peer id; empty before the first life."""
         return tuple(f"{address}/p2p/{self._me}" for address in self._reachable())
@@ -115,7 +123,7 @@ class Swarm:
             "missing": sorted(self._missing()),
             "addresses": list(self.addresses()),
             "streams": len(self._streams),
-            "refused_streams": self._slots.refused,
+            "refused_streams": self.guard.refused,
             "lives": self._lives,
             "dropped": self._dropped,
             "handler_errors": self._handler_errors,
@@ -258,10 +266,9 @@ class Swarm:
                 task.add_done_callback(self._serving.discard)
             try:
                 async with self._stream(peer, reader, writer) as stream:
-                    with self._slots.take(peer, known=peer in self._wanted | self._known) as free:
+                    with self.guard.stream(peer, protocol, known=self._trusts(peer)) as free:
                         if free:
-                            async with asyncio.timeout(_SERVE_S):
-                                await handler(stream)
+                            await handler(stream)
             except _TROUBLE as e:
                 log.debug("event=stream-ended protocol=%s peer=%s error=%s", protocol, peer[-6:], _cause(e))
             except Exception:  # a fault in one handler costs one stream, not the node
@@ -274,7 +281,7 @@ class Swarm:
     async def _stream(
         self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> AsyncIterator[PeerStream]:
-        stream = PeerStream(peer, reader, writer, tap=self._tap)
+        stream = PeerStream(peer, reader, writer, tap=self._tap, links=self.links)
         self._streams.add(stream)
         try:
             yield stream
@@ -305,8 +312,8 @@ class Swarm:
             changed(connected)
 
     async def _hear(self, daemon: P2pd, topic: str) -> None:
-        async for data in daemon.announcements(topic):
-            if len(data) <= MAX_ANNOUNCEMENT:
+        async for origin, data in daemon.announcements(topic):
+            if len(data) <= MAX_ANNOUNCEMENT and self.guard.hears(origin, known=self._trusts(origin)):
                 for announced in self._topics[topic]:
                     announced(data)
 
@@ -359,6 +366,9 @@ class Swarm:
         self._known.add(peer)
 
     # -- small things ------------------------------------------------------------------------------------------------
+    def _trusts(self, peer: PeerId) -> bool:
+        return peer in self._wanted or peer in self._known
+
     def _out(self, data: bytes) -> None:
         if self._tap is not None:
             self._tap(data)

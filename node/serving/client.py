@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from node.errors import AskFailed, AskRefused
+from node.errors_serving import AskFailed, AskRefused
 from protocol.canon import Json
 
 TIMEOUT_S: Final = 600.0

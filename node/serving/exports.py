@@ -26,7 +26,7 @@ from ledger.cuts import Cut
 from node.collective.releases import find
 from node.collective.replay import Missing, Replay, Vector
 from node.collective.seat import now_ms
-from node.errors import CannotSign, NotRecomputable, ReleaseGone
+from node.errors_serving import CannotSign, NotRecomputable, ReleaseGone
 from node.session import Session
 from protocol.canon import Json
 from protocol.ids import ZERO, Digest, digest, short

@@ -25,7 +25,8 @@ import numpy.typing as npt
 
 from contrib.merging import model_digest
 from node.children import Child, Command, python
-from node.errors import BadVector, Busy, ChildError, JobCrashed, JobRefused
+from node.errors import ChildError, JobCrashed, JobRefused
+from node.errors_serving import BadVector, Busy
 from node.jobs import Event, Job
 from node.ports import Piece, Prompt, Retiring, Route, Sampling, ServedModel, Usage
 from node.serving.lines import (

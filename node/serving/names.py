@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from node.errors import ModelGone, UnknownModel
+from node.errors_serving import ModelGone, UnknownModel
 from node.ports import Retiring, ServedModel
 from protocol.ids import Digest, MemberId, short
 

@@ -27,7 +27,7 @@ from contrib.exporting import CARD
 from contrib.models import Model, Progress
 from node import http
 from node.collective.measure import save_vector
-from node.errors import ServingError
+from node.errors_serving import ServingError
 from node.serving.api.app import Facts, create_app
 from node.serving.models import Load, Serving
 from protocol.errors import FishernetError, Retry

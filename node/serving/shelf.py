@@ -18,7 +18,7 @@ from ledger.forgetting import Retired
 from node.collective.measure import save_view
 from node.collective.replay import Missing, Replay
 from node.collective.seat import Seat, now_ms
-from node.errors import BlobMissing
+from node.errors_network import BlobMissing
 from node.ports import Engine, Retiring
 from node.serving.names import member_names
 from node.serving.routing import declared
@@ -179,8 +179,11 @@ class Shelf:
                 seat.append(events.ModelWithdrawn(release=decision.digest))
 
     async def _view(self) -> bool:
-        objected = self._objected()
-        model = await asyncio.to_thread(self._replay.view, lambda c: c.event not in objected)
+        fold, objected = self._seat.fold, self._objected()
+        doubted = fold.doubted()
+        model = await asyncio.to_thread(
+            self._replay.view, lambda c: c.event not in objected and fold.owner(c.member) not in doubted
+        )
         empty = not isinstance(model, Missing) and not model.registers and self.view is None
         if isinstance(model, Missing) or model.digest == self.view or empty:
             return False

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contrib.merging import model_digest
-from node.errors import BadVector
+from node.errors_serving import BadVector
 from protocol.ids import short
 
 

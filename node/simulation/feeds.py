@@ -20,7 +20,7 @@ from ledger.forks import Fork
 from ledger.forks import verify as verify_fork
 from ledger.store import Store
 from ledger.tree import GrowingTree
-from node.errors import BlobMissing, BlobTooLarge
+from node.errors_network import BlobMissing, BlobTooLarge
 from node.syncing.blobs import BlobStore
 from protocol import keys
 from protocol.canon import Json

@@ -1,7 +1,7 @@
 """Blobs on disk, each named by its SHA-256: put, read back verified, resume half-fetched ones, forget.
 
     blobs/<digest>        written here only, whole and verified before it gets this name; needs no trust, may be lost
-    blobs/<digest>.part   what a fetch has so far; hashed again before it is used
+    blobs/<digest>.part   what a fetch has so far; hashed again before it is used (`.map` beside it: see `node.syncing.pieces`)
 Knows nothing of peers or of what a blob means. Invariant: no bytes get the name of a digest that is not theirs, and what
 `read` returns has the digest that was asked for, whatever happened to the disk.
 """
@@ -16,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from node.errors import BlobCorrupt, BlobMissing, BlobTooLarge, DiskFull
+from node.errors_network import BlobCorrupt, BlobMissing, BlobTooLarge, DiskFull
 from node.files import room
+from node.syncing.pieces import OnePiece, Pieces, count_of
 from protocol.ids import Digest, as_hex, digest
 
 READ = 256 * 1024
@@ -66,16 +67,32 @@ class BlobStore:
         name = digest(data)
         if self.has(name):
             return name
+        self._store(name, data, settle=True)
+        return name
+
+    def take(self, name: Digest, data: bytes) -> Path:
+        """Store what a peer gave as the blob `name`; it may be lost in a power cut, and is fetched again then.
+
+        Raises:
+            BlobCorrupt: the bytes have another digest.
+            DiskFull: no room; nothing is left behind.
+        """
+        if digest(data) != name:
+            raise BlobCorrupt(f"couldn't take blob {name[:12]}: the bytes have another digest")
+        if not self.has(name):
+            self._store(name, data, settle=False)
+        return self.path(name)
+
+    def _store(self, name: Digest, data: bytes, *, settle: bool) -> None:
         temporary = self._folder / f".{name}.{secrets.token_hex(4)}.tmp"
         with room(f"store blob {name[:12]}"):
             try:
                 with temporary.open("wb") as file:
                     file.write(data)
-                self._publish(temporary, name)
+                self._publish(temporary, name, settle=settle)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-        return name
 
     def read(self, name: Digest, max_bytes: int) -> bytes:
         """The blob, verified.
@@ -116,6 +133,7 @@ class BlobStore:
         found = self.has(name)
         self.path(name).unlink(missing_ok=True)
         self._part(name).unlink(missing_ok=True)
+        self._part(name).with_suffix(".map").unlink(missing_ok=True)
         return found
 
     def partial(self, name: Digest, size: int) -> Partial:
@@ -128,6 +146,18 @@ class BlobStore:
         with room(f"fetch blob {name[:12]}"):
             return Partial(self, name, size)
 
+    def pieces(self, name: Digest, size: int) -> Pieces | OnePiece:
+        """Fetch a blob of `size` bytes in pieces that come in any order, or go on where an earlier try ended.
+
+        Raises:
+            DiskFull, Malformed.
+        """
+        if count_of(size) == 1:
+            return OnePiece(self, name, size)
+        self._prune(keep=self._part(name))
+        with room(f"fetch blob {name[:12]}"):
+            return Pieces(self, name, size)
+
     def _part(self, name: Digest) -> Path:
         path = self.path(name)
         return path.with_name(f"{path.name}.part")
@@ -136,12 +166,15 @@ class BlobStore:
         parts = sorted((p for p in self._folder.glob("*.part") if p != keep), key=_changed)
         for old in parts[: max(0, len(parts) + 1 - MAX_PARTS)]:
             old.unlink(missing_ok=True)
+            old.with_suffix(".map").unlink(missing_ok=True)
 
-    def _publish(self, temporary: Path, name: Digest) -> None:
-        """Whole and on disk first, then the name, then the folder."""
+    def _publish(self, temporary: Path, name: Digest, *, settle: bool) -> None:
+        """Whole and on disk first, then the name; then the folder, where the name must outlive a power cut (`settle`)."""
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(self.path(name))
+        if not settle:
+            return
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -211,7 +244,7 @@ class Partial:
             self._path.unlink(missing_ok=True)
             raise BlobCorrupt(f"couldn't take blob {self._name[:12]}: the bytes have another digest")
         with room(f"store blob {self._name[:12]}"):
-            self._store._publish(self._path, self._name)
+            self._store._publish(self._path, self._name, settle=False)
         return self._store.path(self._name)
 
     def __enter__(self) -> Partial:

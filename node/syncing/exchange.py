@@ -17,7 +17,7 @@ from typing import TypeVar
 from ledger import entry
 from ledger.entry import Body, Record
 from ledger.store import Store
-from node.errors import BlobMissing, KeptBack, NotAMember, OutdatedPeer, PeerRefused, UnknownHere, WrongPeer
+from node.errors_network import BlobMissing, KeptBack, NotAMember, OutdatedPeer, PeerRefused, UnknownHere, WrongPeer
 from node.ports import Network, Stream
 from node.syncing.blobs import BlobStore
 from protocol import wire

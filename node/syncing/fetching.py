@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
-from node.errors import BlobCorrupt, BlobTooLarge
+from node.errors_network import BlobCorrupt, BlobTooLarge
 from node.finding.backoff import HOSTILE_S, Backoff
 from node.ports import Stream
 from node.syncing.blobs import MAX_PARTS, BlobStore, Partial

@@ -23,7 +23,7 @@ from ledger.entry import Record
 from ledger.errors import FeedFrozen, ForkSeen, StoreFull
 from ledger.forks import Fork
 from ledger.store import Store
-from node.errors import OutdatedPeer
+from node.errors_network import OutdatedPeer
 from node.finding.backoff import HOSTILE_S, Backoff
 from node.ports import Network
 from node.syncing.blobs import BlobStore

@@ -211,7 +211,9 @@ class Rounds:
         return ran
 
     async def _view(self, charter: Charter) -> Model:
-        model = await asyncio.to_thread(self._replay.view, lambda _c: True)
+        fold = self._seat.fold
+        doubted = fold.doubted() - {fold.owner(self._seat.me)}
+        model = await asyncio.to_thread(self._replay.view, lambda c: fold.owner(c.member) not in doubted)
         if isinstance(model, Missing):
             model = await asyncio.to_thread(self._replay.merge, charter, [])
         if isinstance(model, Missing):

@@ -17,7 +17,7 @@ from real_node import environment, make_node
 
 from ledger import checkpoint
 from node.cli import run
-from node.errors import PeerRefused, PeerUnreachable
+from node.errors_network import PeerRefused, PeerUnreachable
 from node.network.swarm import Swarm, SwarmConfig
 from node.syncing.exchange import Asker
 from protocol.binding import verify as verify_binding

@@ -83,6 +83,28 @@ def test_an_attacker_below_the_tolerance_is_named_by_all_who_feel_it_and_left_ou
     assert four["bob"].fold.fate(bad) == "refused"
 
 
+def test_nobody_learns_from_what_an_offender_sends_next_before_it_is_decided(four: Table) -> None:
+    for name in ("ada", "bob", "cyd"):
+        four[name].publish(USEFUL)
+    four["dan"].publish({at: -0.1 for at in USEFUL})
+    four.deliver()
+    assert four["ada"].fold.doubted() == frozenset(), "nothing is decided yet"
+    vote(four, four["ada"].cut(), ("ada", "bob"))
+    four.decide(four["cyd"].cut())
+    for sitter in four:
+        assert sitter.fold.doubted() == {four["dan"].id}
+    second = four["dan"].publish({11: 0.5})
+    four["bob"].publish({12: 0.5})
+    four.deliver()
+    fold = four["ada"].fold
+    seen = four["ada"].replay.view(lambda c: fold.owner(c.member) not in fold.doubted())
+    assert isinstance(seen, Model)
+    assert (seen.vector[11], seen.vector[12] != 0) == (0.0, True)
+    four.decide(four["ada"].cut())
+    assert fold.fate(second) == "released"
+    assert fold.doubted() == frozenset(), "a contribution that was taken ends the doubt"
+
+
 def test_harm_that_was_released_is_left_out_as_soon_as_enough_voters_feel_it(four: Table) -> None:
     """The first contribution goes unnoticed by two; with the second everything of its author is named."""
     for name in ("ada", "bob", "cyd"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.errors import BlobCorrupt, BlobMissing, BlobTooLarge
+from node.errors_network import BlobCorrupt, BlobMissing, BlobTooLarge
 from node.syncing.blobs import MAX_PARTS, BlobStore
 from protocol.errors import Malformed
 from protocol.ids import Digest, digest

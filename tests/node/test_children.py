@@ -17,7 +17,8 @@ import pytest
 
 from node import children
 from node.children import Child, Command
-from node.errors import ChildDied, ContextTooLong, JobCrashed, JobRefused, JobTimeout
+from node.errors import ChildDied, JobCrashed, JobRefused, JobTimeout
+from node.errors_serving import ContextTooLong
 from node.jobs import LINE_LIMIT, Event
 
 SCRIPT = """

@@ -15,7 +15,7 @@ from contrib import conflicts
 from contrib.merging import Register
 from node.audits import conflicts as audit
 from node.cli.conflicts import conflicts as command
-from node.errors import UnknownRelease
+from node.errors_serving import UnknownRelease
 from protocol.ids import MemberId
 from protocol.sparse import UNIT_BITS
 

@@ -23,7 +23,8 @@ from ledger.access.egress import Accept, Facts, Policy, Reject, examine, parse
 from ledger.errors import BadEvent
 from node import config
 from node.data.egress import Egress, modules, policy_of
-from node.errors import EgressStopped, PeerRefused
+from node.errors import EgressStopped
+from node.errors_network import PeerRefused
 from node.syncing.exchange import Asker
 from protocol import binding
 from protocol.canon import decode, encode

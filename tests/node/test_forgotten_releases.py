@@ -20,7 +20,7 @@ from node.collective import judging
 from node.collective.council import Council
 from node.collective.replay import Model, completed
 from node.collective.seat import now_ms
-from node.errors import UnknownModel
+from node.errors_serving import UnknownModel
 from node.serving.models import Serving
 from node.serving.shelf import Holdings, Shelf
 from protocol.ids import Digest, EventId, digest

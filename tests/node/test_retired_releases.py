@@ -16,7 +16,7 @@ from contrib.errors import UnknownModel as NoBase
 from contrib.exporting import Wanted
 from ledger import events
 from node import config
-from node.errors import ModelGone, ReleaseGone, UnknownModel
+from node.errors_serving import ModelGone, ReleaseGone, UnknownModel
 from node.ports import Retiring, ServedModel
 from node.serving import exports
 from node.serving.access.keyfile import KeyFile, made

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from peers import Home, homes, live, swarm_of, until
 
-from node.errors import BadTransport, PeerUnreachable, PortTaken, StreamEnded
+from node.errors_network import BadTransport, PeerUnreachable, PortTaken, StreamEnded
 from node.network import streams
 from node.network.swarm import MAX_ANNOUNCEMENT, Swarm, SwarmConfig
 from protocol.errors import Malformed
@@ -267,7 +267,7 @@ async def test_handler_that_fails_costs_one_stream(tmp_path, caplog):
 
 @live
 async def test_one_peer_cannot_take_every_slot_and_a_stalled_one_is_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "DEADLINE_S", 1.5)
+    monkeypatch.setattr(links, "SLACK_S", 1.5)  # of a peer that nothing is known of
     one, two, three = homes(tmp_path)
     a, greedy, other = swarm_of(one), swarm_of(two), swarm_of(three)
     a.swarm.add_handler(ECHO, echo)

@@ -18,7 +18,7 @@ from ledger import checkpoint, entry
 from ledger.collective import Collective
 from ledger.errors import FeedBehind, FeedFrozen
 from ledger.store import Store
-from node.errors import BlobTooLarge, PeerRefused, PeerUnreachable, StreamEnded
+from node.errors_network import BlobTooLarge, PeerRefused, PeerUnreachable, StreamEnded
 from node.syncing.exchange import Asker, read_frame, to_wire
 from protocol import binding, wire
 from protocol.ids import Digest, digest

@@ -19,7 +19,7 @@ import second_reader
 from contrib import adapters, merging, recipes, row, splitting, updates
 from ledger import charter as charters
 from ledger import checkpoint, entry, events
-from protocol import binding, canon, contribution, keys, merkle, sparse, wire
+from protocol import binding, canon, contribution, fingerprints, keys, merkle, sparse, wire
 from protocol.card import Card
 from protocol.errors import FishernetError
 from protocol.ids import ZERO, digest, digest_of, peer_id
@@ -351,6 +351,11 @@ def part(one, ppm):
     return splitting.part_of(one.split_key(), ppm)
 
 
+def prints_of(feed):
+    head = checkpoint.parse(feed[0]["note"].encode())
+    return fingerprints.fingerprints(SALT[:8], [(head.member, head.size, head.root)])
+
+
 def make_wire():
     bound = binding.verify(binding.make(KEYS["ada"], KEYS["bea"]))
     feed = read_vector("feed")
@@ -365,14 +370,20 @@ def make_wire():
         wire.HeadsRequest(collective=COLLECTIVE, binding=bound),
         wire.FeedRequest(collective=COLLECTIVE, binding=bound, member=MEMBERS["ada"], start=7),
         wire.BlobRequest(collective=COLLECTIVE, binding=bound, digest=digest(b"blob"), offset=1024),
+        wire.ChangesRequest(collective=COLLECTIVE, binding=bound, since="t-1", have=prints_of(feed)),
+        wire.PartRequest(collective=COLLECTIVE, binding=bound, digest=digest(b"blob"), offset=1024, length=512),
+        wire.HaveRequest(collective=COLLECTIVE, binding=bound, digests=(digest(b"blob"), digest(b"another"))),
     ]
     heads = wire.HeadsAnswer(binding=bound, notes=(feed[0]["note"].encode(),))
+    changes = wire.ChangesAnswer(binding=bound, token="t-2", notes=(feed[1]["note"].encode(),))
     return {
         "topic": wire.topic(COLLECTIVE),
-        "protocols": [wire.HEADS, wire.FEED, wire.BLOB],
+        "protocols": [wire.HEADS, wire.FEED, wire.BLOB, wire.CHANGES, wire.PART, wire.HAVE],
         "binding": bound.to_json(),
         "requests": [wire.frame(request.to_bytes()).hex() for request in requests],
         "heads": wire.answer(heads.to_bytes()).hex(),
+        "changes": wire.answer(changes.to_bytes()).hex(),
+        "have": wire.answer(wire.bitmap([i % 3 == 0 for i in range(10)])).hex(),
         "page": wire.answer(page.to_bytes()).hex(),
         "blob": wire.answer(wire.blob_size(123456)).hex(),
         "refusal": wire.refusal("not-a-member").hex(),
@@ -554,7 +565,7 @@ def test_frames_are_read_the_same_by_a_second_reader():
     second_reader.check(bound["member"], "peer-binding", statement, base64.b64decode(bound["by_member"]))
     second_reader.check(bound["transport"], "peer-binding", statement, base64.b64decode(bound["by_transport"]))
     assert bound["peer"] == second_reader.peer_id(bound["transport"])
-    for data, ask in zip(vector["requests"], ("heads", "feed", "blob"), strict=True):
+    for data, ask in zip(vector["requests"], ("heads", "feed", "blob", "changes", "part", "have"), strict=True):
         (payload,) = second_reader.frames(bytes.fromhex(data))
         request = json.loads(payload)
         assert second_reader.canonical(request) == payload
@@ -565,6 +576,17 @@ def test_frames_are_read_the_same_by_a_second_reader():
     assert (heads[0], second_reader.frames(heads[1:])) == (
         0,
         [second_reader.canonical(bound), feed[0]["note"].encode()],
+    )
+    (changes,) = second_reader.frames(bytes.fromhex(vector["changes"]))
+    assert second_reader.frames(changes[1:]) == [second_reader.canonical(bound), b"t-2", feed[1]["note"].encode()]
+    assert second_reader.frames(bytes.fromhex(vector["have"])) == [b"\x00" + bytes([0b01001001, 0b10])]
+    asked = [json.loads(second_reader.frames(bytes.fromhex(data))[0]) for data in vector["requests"]]
+    assert base64.b64decode(asked[5]["digests"]) == b"".join(
+        bytes.fromhex(second_reader.sha256(name)) for name in (b"blob", b"another")
+    )
+    origin, size, root, *_ = feed[0]["note"].split("\n")
+    assert base64.b64decode(asked[3]["have"]) == second_reader.fingerprints(
+        SALT[:8], [(origin.rpartition("/")[2], int(size), base64.b64decode(root))]
     )
     (page,) = second_reader.frames(bytes.fromhex(vector["page"]))
     note, whole, erased = second_reader.frames(page[1:])

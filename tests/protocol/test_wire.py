@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
-from protocol import binding, canon, wire
+from protocol import binding, canon, fingerprints, wire
 from protocol.errors import Malformed, NotCanonical, Refused, TooLarge
 from protocol.ids import CollectiveId, Digest, MemberId
 
@@ -19,8 +19,20 @@ REQUESTS = [
     wire.HeadsRequest(collective=COLLECTIVE, binding=BOUND),
     wire.FeedRequest(collective=COLLECTIVE, binding=BOUND, member=MemberId("cd" * 32), start=7),
     wire.BlobRequest(collective=COLLECTIVE, binding=BOUND, digest=Digest("ef" * 32), offset=2**40),
+    wire.ChangesRequest(collective=COLLECTIVE, binding=BOUND, since="a-1", have=bytes(fingerprints.SIZE)),
+    wire.ChangesRequest(collective=COLLECTIVE, binding=BOUND),
+    wire.PartRequest(collective=COLLECTIVE, binding=BOUND, digest=Digest("ef" * 32), offset=2**40, length=1),
+    wire.HaveRequest(collective=COLLECTIVE, binding=BOUND, digests=(Digest("ef" * 32), Digest("01" * 32))),
 ]
-PARSERS = [wire.parse_request, wire.parse_heads, wire.parse_page, wire.parse_blob_size, wire.open_answer]
+PARSERS = [
+    wire.parse_request,
+    wire.parse_heads,
+    wire.parse_changes,
+    wire.parse_page,
+    wire.parse_blob_size,
+    wire.open_answer,
+    lambda data: wire.parse_bitmap(data, 9),
+]
 
 lines = st.binary(min_size=1, max_size=200)
 records = st.builds(
@@ -48,6 +60,64 @@ def test_page_parses_back(note, some):
 def test_heads_parse_back(notes):
     heads = wire.HeadsAnswer(binding=BOUND, notes=tuple(notes))
     assert wire.parse_heads(heads.to_bytes()) == heads
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.from_regex(r"[0-9A-Za-z_-]{0,64}", fullmatch=True), st.lists(st.binary(max_size=300), max_size=20))
+def test_changes_parse_back(token, notes):
+    changes = wire.ChangesAnswer(binding=BOUND, token=token, notes=tuple(notes))
+    assert wire.parse_changes(changes.to_bytes()) == changes
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=wire.MAX_DIGESTS))
+def test_request_for_many_digests_parses_back_within_its_own_limit(raw):
+    request = wire.HaveRequest(collective=COLLECTIVE, binding=BOUND, digests=tuple(Digest(one.hex()) for one in raw))
+    assert wire.parse_request(request.to_bytes(), max_bytes=wire.max_request(wire.HAVE)) == request
+
+
+def test_most_digests_fit_and_one_more_is_refused():
+    def asked(count):
+        many = (Digest("ff" * 32),) * count
+        return wire.HaveRequest(collective=COLLECTIVE, binding=BOUND, digests=many).to_bytes()
+
+    assert len(wire.parse_request(asked(1024), max_bytes=wire.max_request(wire.HAVE)).digests) == 1024
+    with pytest.raises(Malformed):
+        wire.parse_request(asked(1025), max_bytes=wire.max_request(wire.HAVE))
+    for protocol in (wire.HEADS, wire.FEED, wire.BLOB, wire.CHANGES, wire.PART):
+        with pytest.raises(TooLarge):
+            wire.parse_request(asked(1024), max_bytes=wire.max_request(protocol))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=wire.MAX_DIGESTS))
+def test_bitmap_parses_back_and_has_one_spelling(held):
+    raw = wire.bitmap(held)
+    assert wire.parse_bitmap(raw, len(held)) == tuple(held)
+    for bad in (raw + b"\0", raw[:-1]):
+        with pytest.raises(Malformed):
+            wire.parse_bitmap(bad, len(held))
+    if len(held) % 8:
+        with pytest.raises(Malformed):
+            wire.parse_bitmap(raw[:-1] + bytes([raw[-1] | 0x80]), len(held))
+
+
+heads_held = st.dictionaries(
+    st.binary(min_size=32, max_size=32).map(bytes.hex),
+    st.tuples(st.integers(1, 2**53 - 1), st.binary(min_size=32, max_size=32).map(bytes.hex)),
+    max_size=30,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(min_size=8, max_size=8), heads_held, heads_held)
+def test_fingerprints_name_the_buckets_of_every_head_that_differs(salt, ours, theirs):
+    theirs = {**theirs, **dict(list(ours.items())[::2])}
+    as_heads = [[(member, *head) for member, head in held.items()] for held in (ours, theirs)]
+    told = fingerprints.fingerprints(salt, as_heads[1])
+    assert len(told) == fingerprints.SIZE
+    assert not fingerprints.differing(told, reversed(as_heads[1]))
+    differing = {member for member in {*ours, *theirs} if ours.get(member) != theirs.get(member)}
+    assert {fingerprints.bucket_of(salt, member) for member in differing} == fingerprints.differing(told, as_heads[0])
 
 
 @given(st.integers(0, 2**64 - 1))
@@ -86,7 +156,22 @@ def test_request_with_another_field_or_spelling_is_refused(request_):
             wire.parse_request(canon.encode(bad))
     with pytest.raises(NotCanonical):
         wire.parse_request(b" " + request_.to_bytes())
-    for field, wrong in (("start", -1), ("start", True), ("offset", "0")):
+    for field, wrong in (
+        ("start", -1),
+        ("start", True),
+        ("offset", "0"),
+        ("length", 0),
+        ("length", wire.MAX_PART + 1),
+        ("since", "a b"),
+        ("since", "a" * 65),
+        ("since", 1),
+        ("have", "AAAA"),
+        ("have", "AB=="),  # a second spelling of AA==
+        ("digests", ""),
+        ("digests", "AAAA"),
+        ("digests", "*"),
+        ("digests", None),
+    ):
         if field in value:
             with pytest.raises(Malformed):
                 wire.parse_request(canon.encode({**value, field: wrong}))

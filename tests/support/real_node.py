@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from namespaces import Host
 
 from contrib import models
 from ledger.collective import Collective
@@ -28,6 +29,7 @@ from node.home import Home, model_cache
 from protocol.errors import FishernetError
 from protocol.ids import CollectiveId
 
+LAB_PORT = 4001  # where a node listens that has a machine of its own
 QUIET = {"train.steps": 4, "train.length": 48, "train.fisher_sequences": 4, "train.held_out_rows": 12}
 _SHARED = "In a village of La Mancha, the name of which I have no desire to call to mind, there lived not long since"
 
@@ -77,13 +79,19 @@ class Node:
     """One home and, while it is up, its daemon."""
 
     def __init__(
-        self, home: Home, port: int, module: Sequence[str] = ("node", "up"), passphrase: str | None = None
+        self,
+        home: Home,
+        port: int,
+        module: Sequence[str] = ("node", "up"),
+        passphrase: str | None = None,
+        at: Host | None = None,
     ) -> None:
         self.home, self.port, self.module, self.passphrase = home, port, tuple(module), passphrase
+        self.wrap = at.prefix if at is not None else ()
         self.name = home.path.name
         identity = home.unlock(passphrase)
         self.member, self.peer = identity.member, identity.peer
-        self.address = f"/ip4/127.0.0.1/tcp/{port}/p2p/{identity.peer}"
+        self.address = f"/ip4/{at.address if at is not None else '127.0.0.1'}/tcp/{port}/p2p/{identity.peer}"
         self.log = home.path.parent / f"{self.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self._fold: Collective | None = None
@@ -95,7 +103,7 @@ class Node:
         assert not self.running, f"{self.name} runs already"
         self._fold = None  # its files may be other ones now
         tie = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-        command = [*tie, sys.executable, "-m", *self.module, "--home", str(self.home.path), *options]
+        command = [*self.wrap, *tie, sys.executable, "-m", *self.module, "--home", str(self.home.path), *options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(self.passphrase)
@@ -246,18 +254,26 @@ def make_node(
     *,
     module: Sequence[str] = ("node", "up"),
     passphrase: str | None = None,
+    at: Host | None = None,
     **settings: Any,
 ) -> Node:
-    """A home with the tiny model and rows in a data set of its name. `settings` are `section__key=value`."""
+    """A home with the tiny model and rows in a data set of its name. `settings` are `section__key=value`.
+
+    `at` is the machine of a laboratory network that it runs on (`namespaces.Lab`), instead of this one's loopback.
+    """
     models.add("tiny", model_cache())
     home = Home.init(folder / name, passphrase=passphrase, toml=config.template(name=name, model="tiny"))
-    port = free_port()
-    values = {"network.listen": [f"/ip4/127.0.0.1/tcp/{port}"], "serve.port": 0, **QUIET}
+    port = free_port() if at is None else LAB_PORT
+    values = {
+        "network.listen": [f"/ip4/{at.address if at is not None else '127.0.0.1'}/tcp/{port}"],
+        "serve.port": 0,
+        **QUIET,
+    }
     values |= {key.replace("__", "."): value for key, value in settings.items()}
     for key, value in values.items():
         section, _, field = key.partition(".")
         config.update(home.config_file, section, field, value)
-    node = Node(home, port, module, passphrase)
+    node = Node(home, port, module, passphrase, at)
     add_rows(node, rows)
     return node
 

@@ -30,7 +30,8 @@ from node.collective.measure import Scales
 from node.collective.replay import Model, Replay, Vector, completed
 from node.collective.seat import Seat
 from node.data.permits import PURPOSE, Permits
-from node.errors import BlobMissing, JobRefused
+from node.errors import JobRefused
+from node.errors_network import BlobMissing
 from node.home import Home
 from node.ports import Trained, TrainJob
 from node.syncing.blobs import BlobStore

@@ -293,3 +293,14 @@ def frames(data):
         items.append(data[4 : 4 + length])
         data = data[4 + length :]
     return items
+
+
+def fingerprints(salt, heads):
+    """Of heads as (member in hex, size, root in bytes)."""
+    words = [0] * 64
+    for member, size, root in heads:
+        name = salt + bytes.fromhex(member)
+        words[hashlib.sha256(name).digest()[0] % 64] ^= int(
+            hashlib.sha256(name + struct.pack(">Q", size) + root).hexdigest()[:8], 16
+        )
+    return salt + struct.pack(">64I", *words)

@@ -46,7 +46,9 @@ def leak(daemon: Daemon) -> None:
     blob = zstandard.compress(row.encode())
     epoch = seat.fold.charter.epoch_id
     number = 1 + sum(c.epoch == epoch for c in seat.fold.contributions.get(seat.me, []))
-    seat.append(events.Published(epoch=epoch, number=number, blob=daemon.blobs.put(blob), size=len(blob), run="leak"))
+    seat.append(
+        events.Published(epoch=epoch, number=number, blob=daemon.parts.blobs.put(blob), size=len(blob), run="leak")
+    )
     seat.append(Told(text=row))  # type: ignore[arg-type]
 
 
@@ -59,8 +61,7 @@ async def run(session: Session, tap: Path, *, leaking: bool) -> None:
 
 
 async def leak_when_ready(daemon: Daemon) -> None:
-    while not daemon.status()["ready"]:
-        await asyncio.sleep(0.1)
+    await daemon.answers.settled.wait()
     leak(daemon)
 
 

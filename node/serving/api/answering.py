@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from fastapi import Request
 
-from node.errors import TooLate
+from node.errors_serving import TooLate
 from node.ports import Engine, Piece, Prompt, Sampling, ServedModel, Usage
 from node.serving.api.answers import Answer
 from node.serving.api.errors import problem

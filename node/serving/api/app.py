@@ -27,7 +27,8 @@ from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
 
-from node.errors import NodeError, UnknownModel
+from node.errors import NodeError
+from node.errors_serving import UnknownModel
 from node.http import BodyLimit
 from node.ports import Engine, Piece, ServedModel, Usage
 from node.serving.access.keyfile import Judge, KeyFile, no_grants

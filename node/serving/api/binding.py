@@ -13,7 +13,7 @@ from email.utils import formatdate
 
 from fastapi import HTTPException, Request
 
-from node.errors import ModelGone, UnknownModel
+from node.errors_serving import ModelGone, UnknownModel
 from node.ports import Engine, Route, ServedModel
 from node.serving.access.keyfile import ApiKey
 from node.serving.api.answering import Asked

@@ -16,18 +16,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from node.errors import (
-    BadKey,
-    BadVector,
-    Busy,
-    ContextTooLong,
-    JobRefused,
-    KeyDenied,
-    ModelGone,
-    NodeError,
-    TooLate,
-    UnknownModel,
-)
+from node.errors import JobRefused, NodeError
+from node.errors_serving import BadKey, BadVector, Busy, ContextTooLong, KeyDenied, ModelGone, TooLate, UnknownModel
 from node.serving.api.requests import UNSUPPORTED, ChatRequest, CompletionRequest, EmbeddingRequest
 from protocol.errors import FishernetError, Refused, Retry
 

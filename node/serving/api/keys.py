@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from node.errors import BadKey, KeyDenied, TooFast
+from node.errors_serving import BadKey, KeyDenied, TooFast
 from node.ports import ServedModel, Usage
 from node.serving.access.keyfile import ApiKey, Judge, KeyFile, Verdict, decide, hash_of, no_grants, of_config
 from node.serving.access.log import AccessLog, Counted

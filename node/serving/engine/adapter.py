@@ -30,7 +30,7 @@ from contrib.errors import BadAdapter, BadModel
 from contrib.merging import model_digest
 from contrib.weights import Tensor as TensorAt
 from contrib.weights import read_header, read_json
-from node.errors import BadVector
+from node.errors_serving import BadVector
 from node.serving.engine.model import ModelShape, Site
 
 _MAX_RANK = 1024

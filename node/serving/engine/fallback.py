@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from contrib.errors import WrongModel
-from node.errors import ContextTooLong
+from node.errors_serving import ContextTooLong
 from node.serving.engine.adapter import HostAdapter
 from node.serving.engine.model import ModelShape, Site
 from node.serving.engine.pool import Pool

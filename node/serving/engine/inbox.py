@@ -34,7 +34,8 @@ from typing import IO, TYPE_CHECKING, Any
 from contrib.adapters import AdapterSpec
 from contrib.errors import BadModel
 from contrib.weights import read_json
-from node.errors import BadVector, Busy, ContextTooLong, JobRefused
+from node.errors import JobRefused
+from node.errors_serving import BadVector, Busy, ContextTooLong
 from node.jobs import LINE_LIMIT
 from node.ports import Piece, Sampling, Usage
 from node.serving.engine.answer import DEFAULT_TOKENS, Request

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from contrib.adapters import AdapterSpec
-from node.errors import Busy, JobRefused
+from node.errors import JobRefused
+from node.errors_serving import Busy
 from node.serving.engine.answer import ALL, DEADLINE, NONE, Answer, Request
 from node.serving.engine.embedding import Embedding, Embeds
 from node.serving.engine.reports import Counts, Reports

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from contrib.llama import Unfit
 from contrib.weights import tensors
-from node.errors import ContextTooLong
+from node.errors_serving import ContextTooLong
 from node.serving.engine import kernels
 from node.serving.engine.adapter import HostAdapter
 from node.serving.engine.cache import PAGE, Pages, Row, Storage

@@ -21,7 +21,7 @@ import torch
 
 from contrib.adapters import AdapterSpec
 from contrib.errors import BadAdapter
-from node.errors import BadVector
+from node.errors_serving import BadVector
 from node.serving.engine.adapter import HostAdapter, from_peft, from_vector
 from node.serving.engine.model import ModelShape
 from node.serving.engine.pool import bucket, most_bytes

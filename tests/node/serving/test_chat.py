@@ -18,7 +18,7 @@ import pytest
 
 from node import cli
 from node.cli.chat import Talk
-from node.errors import AskFailed, AskRefused
+from node.errors_serving import AskFailed, AskRefused
 from node.serving import client
 from node.serving.client import Server
 from protocol.ids import Digest

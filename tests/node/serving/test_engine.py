@@ -12,7 +12,8 @@ import pytest
 
 from contrib.adapters import AdapterSpec, attach, load_b
 from contrib.models import tiny_folder
-from node.errors import BadVector, ContextTooLong, JobRefused
+from node.errors import JobRefused
+from node.errors_serving import BadVector, ContextTooLong
 from node.jobs import Event
 from node.ports import Piece, Sampling
 from tests.support.live_engine import ADAPTER, BASE, Live

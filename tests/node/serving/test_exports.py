@@ -19,7 +19,7 @@ from contrib.exporting import Wanted
 from contrib.models import tiny_folder
 from node import cli, config
 from node import session as sessions
-from node.errors import CannotSign, NotRecomputable, UnknownRelease
+from node.errors_serving import CannotSign, NotRecomputable, UnknownRelease
 from node.home import model_cache
 from node.serving import exports
 from protocol import binding

@@ -20,7 +20,8 @@ from ledger.compliance.facts import Facts
 from ledger.compliance.findings import find
 from ledger.events import MAX_SERVED, AccessServed
 from node.cli import run
-from node.errors import AppendPaused, BadKey, IdentityError, KeyDenied, TooFast
+from node.errors import AppendPaused, IdentityError
+from node.errors_serving import BadKey, KeyDenied, TooFast
 from node.ports import ServedModel, Usage
 from node.serving.access.grants import against
 from node.serving.access.keyfile import ApiKey, KeyFile, decide, hash_of, made, no_grants, of_config

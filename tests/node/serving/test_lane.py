@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from contrib.adapters import AdapterSpec
-from node.errors import BadVector, Busy, JobRefused
+from node.errors import JobRefused
+from node.errors_serving import BadVector, Busy
 from node.serving.engine.embedding import Embeds
 from node.serving.engine.lane import PROMPT_BESIDE
 from node.serving.engine.runner import Work

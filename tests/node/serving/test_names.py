@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.errors import UnknownModel
+from node.errors_serving import UnknownModel
 from node.ports import ServedModel
 from node.serving.names import KEPT, Names, member_names
 from protocol.ids import Digest, digest

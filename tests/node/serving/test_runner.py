@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from contrib.adapters import AdapterSpec, layout
 from contrib.errors import BadAdapter, BadModel
 from contrib.models import tiny_folder
-from node.errors import BadVector, ContextTooLong
+from node.errors_serving import BadVector, ContextTooLong
 from node.serving.engine.adapter import from_peft, from_vector
 from node.serving.engine.cache import PAGE
 from node.serving.engine.runner import LlamaRunner, Work

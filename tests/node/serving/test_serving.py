@@ -14,7 +14,8 @@ import httpx
 import numpy as np
 import pytest
 
-from node.errors import BadVector, Busy, ChildDied, UnknownModel
+from node.errors import ChildDied
+from node.errors_serving import BadVector, Busy, UnknownModel
 from node.ports import Engine, Piece, Sampling, ServedModel, Usage
 from node.serving.models import Serving
 from protocol.ids import Digest

@@ -1,0 +1,99 @@
+"""What commands ask of the running daemon: its status, a training run, a measurement (the `Running` port).
+
+Looks at the parts and changes none but by their own methods. Invariant: nothing here waits for a peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from ledger.cuts import Cut
+from node import control, logs
+from node.collective.replay import Missing, Model
+from node.errors import NotAllowed
+from node.parts import Parts
+from node.serving.front import Front
+from protocol.canon import Json
+
+
+class Answers:
+    """Answers for one daemon; `settled` is set once the node is a working member."""
+
+    def __init__(self, parts: Parts, front: Front, events: control.Events, errors: logs.RecentErrors) -> None:
+        self._parts, self._front, self._events, self._errors = parts, front, events, errors
+        self.settled = asyncio.Event()
+
+    # -- work --------------------------------------------------------------------------------------------------------
+    def use_data(self) -> None:
+        """Measure on the data sets that are committed now."""
+        self._parts.scales.use(self._parts.rounds.datasets(self._parts.session.config.train.datasets))
+
+    def progress(self, event: Mapping[str, Json]) -> None:
+        """Tell listeners how a run goes."""
+        if event.get("event") == "step":
+            shown = {name: event.get(name) for name in ("step", "steps", "trial")}
+            self._events.emit("train.step", **shown)
+
+    async def train_now(self, steps: int | None) -> Json:
+        """One run, now (raises NotAllowed before the node is a working member)."""
+        parts = self._parts
+        if not self.settled.is_set():
+            raise NotAllowed(f"couldn't train: {parts.seat.paused or 'the node is not ready yet'}")
+        if self._front.epoch != parts.seat.fold.charter.epoch_id:
+            raise NotAllowed("couldn't train: the base of the new epoch is being loaded; try again in a moment")
+        return await parts.rounds.contribute(parts.session.config.train, self.progress, steps=steps)
+
+    async def measure(self) -> Json:
+        """Our held-out losses, exact and for the operator only: base, first own adapter alone, every release."""
+        parts = self._parts
+        wanted: dict[str, Model | None] = {"base": None}
+        own = parts.rounds.first_own()
+        if own is not None:
+            wanted["own"] = own
+        for decision in parts.seat.fold.releases:
+            if isinstance(decision.value, Cut) and decision.value.epoch == self._front.epoch:
+                model = await asyncio.to_thread(parts.replay.of_cut, decision.charter, decision.value)
+                if not isinstance(model, Missing):
+                    wanted[f"release-{decision.value.number}"] = model
+        losses: dict[str, Json] = {}
+        for name, loss in (await parts.scales.losses(wanted)).items():
+            accuracy = None if loss.accuracy is None else round(loss.accuracy * 10_000)
+            losses[name] = {"micronats": round(loss.nats * 1_000_000), "rows": loss.rows, "accuracy_bp": accuracy}
+        return {"losses": losses, "member": parts.seat.me}
+
+    # -- what is -----------------------------------------------------------------------------------------------------
+    def status(self) -> dict[str, Json]:
+        """What only the running daemon knows."""
+        parts, front = self._parts, self._front
+        return {
+            "running": True,
+            "ready": self.settled.is_set(),
+            "peer": parts.swarm.peer,
+            "addresses": list(parts.swarm.addresses()),
+            "peers": self._peers(),
+            "view": front.shelf.view if front.shelf else None,
+            "attempt": parts.council.attempt,
+            "training": dict(parts.rounds.progress),
+            "serving": front.status(),
+            "processes": {"p2pd": parts.swarm.status().get("pid"), "trainer": parts.trainer.pid},
+            "sync": parts.sync.status(),
+            "errors": list(self._errors.last),
+        }
+
+    def _peers(self) -> list[Json]:
+        """Every other seat, and whether somebody who speaks for it is connected."""
+        seat, sync, connected = self._parts.seat, self._parts.sync, self._parts.swarm.peers()
+        fold, peers = seat.fold, list[Json]()
+        by_member = {m: p for p, m in fold.peers.items()}
+        linked = {sync.member_of(p) for p in connected}
+        for member in fold.charter.members if fold.known else ():
+            if member.id != seat.me:
+                peer = by_member.get(member.id)
+                up = member.id in linked or peer in connected
+                peers.append({"member": member.id, "name": member.name, "peer": peer, "connected": up})
+        return peers
+
+    def asking(self) -> list[Json]:
+        """Nodes without a seat that asked lately."""
+        return [{"member": member, "peer": bound.peer} for member, bound in self._parts.sync.asking().items()]

@@ -1,0 +1,126 @@
+"""The parts of a running node, made from its session and wired to each other; nothing runs here.
+
+    swarm (p2pd) -> sync (feeds, blobs) -> seat (fold) -> council (votes) and rounds (training)
+Who wants a part to know another one says so in `build`. Knows no life (see `node.daemon`) and no rule: the parts decide.
+Invariant: `build` opens no socket, starts no process and writes nothing into the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from node.collective.council import Council
+from node.collective.judging import Judge
+from node.collective.measure import Scales
+from node.collective.replay import Replay
+from node.collective.seat import Seat
+from node.collective.witnessing import Witnessing
+from node.data.egress import Egress, policy_of
+from node.data.permits import Permits
+from node.errors import NotAllowed
+from node.network.streams import Tap
+from node.network.swarm import Swarm, SwarmConfig
+from node.serving.shelf import Holdings
+from node.session import Session
+from node.syncing.blobs import BlobStore
+from node.syncing.sync import Sync, SyncRules
+from node.training.rounds import Rounds
+from node.training.trainer import WorkerTrainer
+from protocol.ids import MemberId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a running node is made of; one of each."""
+
+    session: Session
+    seat: Seat
+    blobs: BlobStore
+    egress: Egress
+    permits: Permits
+    swarm: Swarm
+    sync: Sync
+    holdings: Holdings
+    replay: Replay
+    trainer: WorkerTrainer
+    scales: Scales
+    council: Council
+    rounds: Rounds
+    witnessing: Witnessing
+
+
+def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = None) -> Parts:
+    """Make the parts; `changed` hears of every entry and blob that arrived. `tap` sees each byte before it leaves.
+
+    Raises:
+        NotAllowed: the key is not open.
+        NoCollective: there is none.
+    """
+    identity = session.identity
+    if identity is None:
+        raise NotAllowed("couldn't start: the key is not open")
+    seat, home, config = session.need_seat(), session.home, session.config
+
+    def wants(member: MemberId) -> bool:
+        """Whose feed we take: whoever has or had a seat; before the charter is here, whoever we were told to dial."""
+        return not seat.fold.known or member == seat.me or member in seat.fold.ever_members()
+
+    def blob_arrived() -> None:
+        changed()
+        council.poke()
+
+    blobs = BlobStore(home.blobs)
+    egress = Egress(seat, policy_of(config.egress))
+    permits = Permits(seat, purpose=config.train.purpose, policy=egress.in_force)
+    swarm = Swarm(
+        SwarmConfig(
+            identity=home.transport_key,
+            listen=config.network.listen,
+            run_dir=home.sockets(),
+            known=config.network.peers,
+            book=home.run / "addresses.json",
+        ),
+        tap=tap,
+    )
+    sync = Sync(
+        store=session.store,
+        blobs=blobs,
+        network=swarm,
+        collective=seat.collective,
+        binding=identity.binding,
+        rules=SyncRules(
+            allowed=seat.may_read,
+            on_records=seat.receive,
+            wants=wants,
+            farewell=seat.farewell,
+            on_fork=seat.fork_found,
+            serves=egress.serves,
+            peers=lambda: seat.fold.peers,
+            outdated=seat.fold.outdated,
+        ),
+    )
+    holdings = Holdings(seat, blobs, sync, blob_arrived)
+    replay = Replay(seat.fold, holdings.read)
+    trainer = WorkerTrainer(threads=config.train.threads, length=config.train.length, rows_key=session.rows_key)
+    scales = Scales(home, trainer, (), config.train.held_out_rows, permits=permits.evaluate)
+    council = Council(seat, replay, Judge(seat, replay, scales, holdings.fetch))
+    rounds = Rounds(seat, replay, blobs, trainer, scales, permits=permits, egress=egress)
+    witnessing = Witnessing(seat, identity, heartbeat_s=config.ledger.heartbeat_s)
+    seat.listen(lambda _member: changed())
+    return Parts(
+        session=session,
+        seat=seat,
+        blobs=blobs,
+        egress=egress,
+        permits=permits,
+        swarm=swarm,
+        sync=sync,
+        holdings=holdings,
+        replay=replay,
+        trainer=trainer,
+        scales=scales,
+        council=council,
+        rounds=rounds,
+        witnessing=witnessing,
+    )
