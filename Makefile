@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Hundreds of short Python processes start in the tests; compiling the package anew in each of them would cost minutes.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup check test test-slow demo bench lock clean
+.PHONY: setup check test test-slow test-swarm demo bench lock clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Real nodes in network namespaces under churn, for a quarter of an hour; needs root and a machine that does nothing else.
+test-swarm: setup
+	$(BIN)/python -m pytest -m slow tests/swarm
 
 demo: setup
 	$(BIN)/fishernet demo

@@ -67,6 +67,17 @@ def registers_of(updates: Iterable[SparseUpdate], coordinates: int) -> Register:
     return _shifted(empty(coordinates), updates, 1)
 
 
+def shift(register: Register, fresh: Iterable[SparseUpdate], gone: Iterable[SparseUpdate]) -> Register:
+    """`add` each of `fresh` and `remove` each of `gone`, with one copy for each direction.
+
+    Raises:
+        MergeRefused: as they do.
+    """
+    added = _shifted(register, fresh, 1)
+    taken = list(gone)
+    return _shifted(added, taken, -1) if taken else added
+
+
 def _shifted(register: Register, updates: Iterable[SparseUpdate], sign: int) -> Register:
     units, counts = register.units.copy(), register.counts.copy()
     for update in updates:

@@ -179,13 +179,19 @@ def flattened(indices: npt.NDArray[np.uint32], values: Vector) -> Vector:
 def squared_norm(update: SparseUpdate) -> int:
     """The sum of the squared units: an exact integer, however large."""
     size = np.abs(update.units)
+    if int(size.max(initial=0)) ** 2 * len(size) < 2**63:
+        return int(np.dot(size, size))
     limbs = [(size >> (16 * place)) & 0xFFFF for place in range(3)]  # units are below 2^47, see sparse.MAX_UNITS
     return sum(int(np.dot(low, high)) << (16 * (i + j)) for i, low in enumerate(limbs) for j, high in enumerate(limbs))
 
 
 def norm_micro(update: SparseUpdate) -> int:
     """The Euclidean norm in millionths, rounded down exactly."""
-    return math.isqrt(squared_norm(update) * 10**12 >> 2 * sparse.UNIT_BITS)
+    return _in_micro(squared_norm(update))
+
+
+def _in_micro(square: int) -> int:
+    return math.isqrt(square * 10**12 >> 2 * sparse.UNIT_BITS)
 
 
 def make(
@@ -243,8 +249,8 @@ def check(
         return _no("value-bits", f"values of {update.bits} bits, the charter says {value_bits}")
     square = squared_norm(update)
     if square * 10**12 > norm_cap_micro**2 << 2 * sparse.UNIT_BITS:
-        return _no("norm", f"a norm of {norm_micro(update)} millionths, the cap is {norm_cap_micro}")
-    if update.sent != card.sent or norm_micro(update) != card.norm_micro:
+        return _no("norm", f"a norm of {_in_micro(square)} millionths, the cap is {norm_cap_micro}")
+    if update.sent != card.sent or _in_micro(square) != card.norm_micro:
         return _no("card", "the card's count or norm is not the update's")
     return Accept(update=update)
 

@@ -28,7 +28,7 @@ _CHANGES: Final[Mapping[str, Set[str]]] = {
 }
 MAX_ROTATIONS: Final = 32  # half of what a seat can hold: a thief cannot rotate until no recovery fits
 _SETTABLE: Final = frozenset(
-    {"name", "base", "adapter", "update", "recipe", "gate", "release", "witness", "faults"},
+    {"name", "base", "adapter", "update", "recipe", "gate", "release", "witness", "faults", "relays"},
 )
 
 
@@ -37,8 +37,8 @@ def amended(charter: Charter, change: Mapping[str, Json]) -> Charter:
 
     `change` is `{"op": "add"|"remove"|"role", ...}` for seats, `{"op": "set", "field": ..., "value": ...}` for rules,
     `{"op": "succeed", ...}` (`ledger.succession`) or `{"op": "forget", ...}` (`ledger.forgetting`). A change of base or adapter
-    starts a new epoch. The default faults follow the number of voters unless set apart. A seat without `organisation` keeps the
-    one it has, else its name.
+    starts a new epoch; no relays are `[]`. The default faults follow the number of voters unless set apart. A seat without
+    `organisation` keeps the one it has, else its name.
 
     Raises:
         BadCharter: unknown operation, or the outcome is not a valid charter.
@@ -72,6 +72,8 @@ def amended(charter: Charter, change: Mapping[str, Json]) -> Charter:
         raise BadCharter(f"couldn't amend charter: {str(field)[:20]!r} can't be set; known: {known}")
     whole = charter.to_json()
     whole[field] = change["value"]
+    if field == "relays" and whole["relays"] == []:
+        del whole["relays"]
     if field in {"base", "adapter"}:
         whole["epoch"] = charter.epoch + 1
     return parse(whole)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ledger.errors import BadCharter
+from protocol.addresses import split_relay
 from protocol.canon import MAX_INT, Json, encode
 from protocol.ids import CollectiveId, Digest, MemberId, as_hex, digest_of
 from protocol.keys import admit
@@ -21,6 +22,7 @@ ROLES: Final = ("contributor", "endorser", "auditor")
 MAX_MEMBERS: Final = 256
 MAX_COORDINATES: Final = 1 << 28
 MAX_WAS: Final = 64
+MAX_RELAYS: Final = 8
 VALUE_BITS: Final = (1, 2, 3, 4, 8)  # those of the sparse update, whose module needs numpy
 LEFT: Final = ("rotation", "recovery")
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,64}\Z")
@@ -137,6 +139,32 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Index:
+    """What is looked up in the seats of a charter."""
+
+    voters: tuple[Member, ...]
+    voter_ids: frozenset[MemberId]
+    contributors: tuple[Member, ...]
+    present: Mapping[str, Member]
+    former: Mapping[str, Member]
+
+    @classmethod
+    def of(cls, members: tuple[Member, ...]) -> _Index:
+        voters = tuple(m for m in members if m.votes)
+        former: dict[str, Member] = {}
+        for member in members:
+            for earlier in member.was:
+                former.setdefault(earlier.id, member)
+        return cls(
+            voters=voters,
+            voter_ids=frozenset(m.id for m in voters),
+            contributors=tuple(m for m in members if m.role == "contributor"),
+            present={m.id: m for m in reversed(members)},
+            former=former,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Charter:
     """The rules of one collective between two decisions."""
 
@@ -152,14 +180,25 @@ class Charter:
     faults: int
     epoch: int = 0
     witness: Witness = Witness()
+    relays: tuple[str, ...] = ()  # where members behind NAT can be reached: /ip4/.../tcp/.../p2p/...
     _known: dict[str, Digest] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )  # digests, once asked for
+    _index: _Index = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Look seats up once: with many members these are asked for with every entry that arrives."""
+        object.__setattr__(self, "_index", _Index.of(self.members))
 
     @property
     def voters(self) -> tuple[Member, ...]:
         """Seats that vote, by id."""
-        return tuple(m for m in self.members if m.votes)
+        return self._index.voters
+
+    @property
+    def voter_ids(self) -> frozenset[MemberId]:
+        """Ids of the seats that vote."""
+        return self._index.voter_ids
 
     @property
     def quorum(self) -> int:
@@ -169,15 +208,15 @@ class Charter:
     @property
     def contributors(self) -> tuple[Member, ...]:
         """Seats that may contribute."""
-        return tuple(m for m in self.members if m.role == "contributor")
+        return self._index.contributors
 
     def member(self, id_: str) -> Member | None:
         """The seat of `id_`, or None."""
-        return next((m for m in self.members if m.id == id_), None)
+        return self._index.present.get(id_)
 
     def seat_of(self, feed: str) -> Member | None:
         """The seat that a feed belongs, or belonged, to: by its present key, else by an earlier one."""
-        return self.member(feed) or next((m for m in self.members if any(w.id == feed for w in m.was)), None)
+        return self._index.present.get(feed) or self._index.former.get(feed)
 
     def name_of(self, id_: str) -> str:
         """The member's name for people; the id's beginning for one who has no seat."""
@@ -227,6 +266,7 @@ class Charter:
             "members": [m.to_json() for m in self.members],
             "faults": self.faults,
             "epoch": self.epoch,
+            **({"relays": list(self.relays)} if self.relays else {}),
         }
 
 
@@ -244,9 +284,10 @@ def parse(value: Json) -> Charter:
     """Read a charter strictly: closed key sets, ranges, valid member keys, members sorted by id.
 
     Raises:
-        BadCharter: anything else (Malformed or BadKey where a digest or a member's key is the cause).
+        BadCharter: anything else (Malformed or BadKey where a digest, a member's key or a relay is the cause).
     """
-    whole = _object(value, "charter", _KEYS)
+    named = {"relays"} if isinstance(value, dict) and "relays" in value else set()  # a charter without any has no such key
+    whole = _object(value, "charter", _KEYS | named)
     if whole["v"] != VERSION or whole["v"] is True:
         raise BadCharter(f"couldn't read charter: version {whole['v']!r} is not {VERSION}")
     base = _object(whole["base"], "base", {"name", "digest"})
@@ -294,6 +335,7 @@ def parse(value: Json) -> Charter:
         faults=_int(whole, "faults", 0, MAX_MEMBERS),
         epoch=_int(whole, "epoch", 0, 1 << 40),
         witness=Witness(cosignatures=_int(witness, "cosignatures", 0, MAX_MEMBERS)),
+        relays=_relays(whole["relays"]) if named else (),
     )
     voters = len(charter.voters)
     if voters == 0:
@@ -339,6 +381,15 @@ def _target(value: Json) -> str:
     if not (isinstance(value, str) and _TARGET.match(value)):
         raise BadCharter("couldn't read charter: adapter.targets names modules")
     return value
+
+
+def _relays(value: Json) -> tuple[str, ...]:
+    if not (isinstance(value, list) and 1 <= len(value) <= MAX_RELAYS):
+        raise BadCharter(f"couldn't read charter: relays is a list of 1 to {MAX_RELAYS} addresses, or left out")
+    relays = tuple(str(relay) for relay in value)
+    if len({split_relay(relay)[1] for relay in value}) != len(relays):
+        raise BadCharter("couldn't read charter: relays names a peer twice")
+    return relays
 
 
 def read_member(value: Json) -> Member:

@@ -25,6 +25,8 @@ from protocol.ids import MemberId
 
 __all__ = ["Asked", "Collective", "Contribution", "Decision", "Flaw", "leaf_at"]
 
+MAX_TOLD = 128  # proofs of forks that are checked for one teller
+
 
 class Collective(Standing):
     """The fold. Law: the state depends on the set of applied entries, not on how the feeds interleave."""
@@ -53,7 +55,8 @@ class Collective(Standing):
             self.seen_by_commit[source.event] = {s.member: s.seq + 1 for s in header.seen}
         named = self._named.setdefault(header.member, {})
         for seen in header.seen:
-            named[seen.member] = max(named.get(seen.member, 0), seen.seq + 1)
+            if seen.seq >= named.get(seen.member, 0):
+                named[seen.member] = seen.seq + 1
         if header.type == events.Published.TYPE:
             self.seen_by_publish[source.event] = dict(named)
         if header.type not in events.TYPES:
@@ -67,7 +70,9 @@ class Collective(Standing):
                 self.withheld.append(source)
             return
         try:
-            self._take(source, events.parse(header.type, record.body.value()))
+            event = events.read(record)
+            if event is not None:
+                self._take(source, event)
         except Refused as e:
             self.flaws.append(Flaw(source=source, code=e.code, text=str(e)))
             return
@@ -164,22 +169,32 @@ class Collective(Standing):
         self.transports[member] = self.transports.get(member, frozenset()) | {bound.transport}
 
     def _fork(self, source: Source, event: events.ForkFound) -> None:
-        """A proof that needs no other entries to convict; one that does is the store's matter at each node."""
+        """A proof that needs no other entries to convict; one that does is the store's matter at each node.
+
+        Checking one costs many signatures, so a teller gets `MAX_TOLD` of them in its whole feed, the same ones everywhere.
+        """
+        if source.member in self.forked.get(event.member, {}):
+            return
+        told = self._told[source.member] = self._told.get(source.member, 0) + 1
+        if told > MAX_TOLD:
+            raise BadEvent(f"couldn't take fork: {MAX_TOLD} proofs of this member were checked, and no more are")
         fork = forks.decode(event.proof.encode("utf-8"))
         if (fork.collective, fork.member) != (self.id, event.member):
             raise BadEvent("couldn't take fork: the proof is of another feed than the event says")
         if forks.self_contained(fork):
             forks.verify(fork)
             self.forked.setdefault(fork.member, {}).setdefault(source.member, source)
+        else:
+            self.forks_claimed.setdefault(fork.member, {}).setdefault(source.member, source)
 
     def _publish(self, source: Source, event: events.Published) -> None:
         published = self.contributions.setdefault(source.member, [])
         same = [c.number for c in published if c.epoch == event.epoch]
         if event.number != (max(same) if same else 0) + 1:
             raise BadEvent(f"couldn't take contribution {event.number}: the next number is {len(same) + 1}")
-        published.append(
-            Contribution(source=source, epoch=event.epoch, number=event.number, blob=event.blob, size=event.size)
-        )
+        made = Contribution(source=source, epoch=event.epoch, number=event.number, blob=event.blob, size=event.size)
+        published.append(made)
+        self.published.append(made)
 
     def _tally(self, height: int) -> Tally:
         if height < 1:
@@ -209,7 +224,7 @@ class Collective(Standing):
         tally = self._tallies.get(height)
         if tally is None:
             return None
-        voters = {m.id for m in charter.voters}
+        voters = charter.voter_ids
         outcome = tally.decided(voters, charter.quorum)
         if outcome is None or (value := tally.values.get(outcome[1])) is None:
             return None

@@ -13,7 +13,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import attrgetter
 from typing import Final
@@ -90,6 +90,15 @@ class Body:
 
     salt: bytes
     data: bytes
+    _read: tuple[str, object] | None = field(default=None, init=False, repr=False, compare=False)  # see `remember`
+
+    def remember(self, type_: str, event: object) -> None:
+        """Keep what `data` was read as under an event type, for whoever reads it next; it is never changed."""
+        object.__setattr__(self, "_read", (type_, event))
+
+    def remembered(self, type_: str) -> object | None:
+        """What was remembered for this type."""
+        return self._read[1] if self._read is not None and self._read[0] == type_ else None
 
     def value(self) -> dict[str, Json]:
         """The object that `data` encodes."""

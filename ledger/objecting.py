@@ -15,7 +15,7 @@ REFUSED = "refused"  # reason of an exclusion by soft objections
 
 def objections(collective: Collective, where: Place, event: EventId) -> dict[MemberId, EventId]:
     """Voters whose verdicts at this height, inside the head vector, name the contribution; with the first such verdict."""
-    voters = {m.id for m in collective.charter.voters}
+    voters = collective.charter.voter_ids
     found: dict[MemberId, EventId] = {}
     for member, by_candidate in collective.tally.verdicts.items():
         if member not in voters:
@@ -59,7 +59,7 @@ def contested(collective: Collective, settled: frozenset[EventId]) -> set[EventI
     blamed for may be the doing of those. The next proposer leaves the contested uncovered (they stay pending), so that
     members who blame different contributions do not block those that nobody blames. One objector alone has no such effect.
     """
-    voters, tally = {m.id for m in collective.charter.voters}, collective.tally
+    voters, tally, enough = collective.charter.voter_ids, collective.tally, spare(collective)
 
     def counts(digest: Digest | None) -> bool:
         value = tally.values.get(digest) if digest else None
@@ -69,10 +69,19 @@ def contested(collective: Collective, settled: frozenset[EventId]) -> set[EventI
         sum(v.reason == WORSE and counts(v.digest) for m, v in firsts.items() if m in voters)
         for firsts in tally.firsts.values()
     )
-    if max(against, default=0) <= spare(collective):
+    if max(against, default=0) <= enough:
         return set()
     verdicts = [v for m, by in tally.verdicts.items() if m in voters for _, v in by.values() if counts(v.candidate)]
     return {o.event for verdict in verdicts for o in verdict.objections} - settled
+
+
+def disputed(collective: Collective) -> bool:
+    """Whether so many found some candidates of this height worse that anything can be contested: a quick no."""
+    enough = spare(collective)
+    return any(
+        len(firsts) > enough and sum(v.reason == WORSE for v in firsts.values()) > enough
+        for firsts in collective.tally.firsts.values()
+    )
 
 
 def spare(collective: Collective) -> int:

@@ -84,6 +84,14 @@ class Reader:
                 return None
             return StoredHead(size=grown.size, root=Digest(grown.root().hex()), leaf=self._leaf(feed, grown.size - 1))
 
+    def stored_bytes(self, collective: CollectiveId, member: MemberId) -> int:
+        """Bytes of the lines and bodies that are held of a feed."""
+        feed = self._feed(collective, member)
+        if feed is None:
+            return 0
+        asked = "SELECT coalesce(sum(length(line) + coalesce(length(data), 0)), 0) FROM entries WHERE place >= ? AND place < ?"
+        return int(self._rows(asked, place_of(feed, 0), place_of(feed + 1, 0))[0][0])
+
     def tree(self, collective: CollectiveId, member: MemberId, *, remember: bool = False) -> Tree:
         """The stored tree of one feed: a source of nodes for roots and proofs (empty for a feed that is not here).
 

@@ -295,8 +295,10 @@ def share(collective: Collective) -> int:
 
 def contested(collective: Collective) -> set[EventId]:
     """Contributions that the next proposer leaves uncovered, because voters blame them without agreeing on any more."""
-    held = {m: n for m, n in collective.sizes.items() if m in collective.ever_members()}
-    settled = refused(collective, held) if collective.tally.firsts else ()
+    if not objecting.disputed(collective):
+        return set()
+    known = collective.ever_members()
+    settled = refused(collective, {m: n for m, n in collective.sizes.items() if m in known})
     return objecting.contested(collective, frozenset(x.event for x in settled))
 
 

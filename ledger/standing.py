@@ -16,6 +16,7 @@ from ledger.charter import MAX_WAS, Charter, Member
 from ledger.cuts import Amendment, Cut, Place
 from ledger.errors import BadCharter
 from ledger.facts import Asked, Contribution, Decision, Flaw
+from ledger.reaching import Reaching
 from ledger.succession import RECOVERY, Statement
 from ledger.tally import DoubleVote, Source, Tally
 from ledger.witnesses import Witnesses
@@ -34,6 +35,7 @@ class Standing:
         self.sizes: dict[MemberId, int] = {}
         self.leaves: dict[MemberId, list[Digest]] = {}
         self.contributions: dict[MemberId, list[Contribution]] = {}
+        self.published: list[Contribution] = []  # all of them, as they became known here
         self.data: dict[MemberId, dict[str, events.DataCommitted]] = {}
         self.bound: dict[MemberId, PeerId] = {}
         self.transports: dict[MemberId, frozenset[str]] = {}
@@ -53,12 +55,19 @@ class Standing:
         self.unknown_types: dict[str, int] = {}
         self.witnesses = Witnesses(id_, self.leaves)
         self.forked: dict[MemberId, dict[MemberId, Source]] = {}
+        self.forks_claimed: dict[MemberId, dict[MemberId, Source]] = {}  # told with proofs that need the feed itself
+        self._told: dict[MemberId, int] = {}  # proofs of forks that were checked, by teller
         self.ended: dict[MemberId, Source] = {}
         self.forgotten: dict[EventId, set[Source]] = {}  # contribution -> requests to erase that name it, by whomever
         self.withdrawals: dict[EventId, int] = {}  # such requests that erase no rows -> their deadline, ms
         self._tallies: dict[int, Tally] = {}
         self._charters: list[Charter] = []
         self._seats: list[Mapping[MemberId, Member]] = []
+        self._reached = Reaching(())
+        self._pending: tuple[tuple[int, int, int], tuple[Contribution, ...]] = (
+            (-1, -1, -1),
+            (),
+        )  # found last, and when
 
     # -- what is true now --------------------------------------------------------------------------------------------
 
@@ -174,20 +183,29 @@ class Standing:
         endorser, a former member or a key past its trusted end publishes never does. Excluded ones are still among them.
         Those of a seat's earlier keys come before those of its later ones.
         """
-        steps = [
-            (d.value.place, d.charter) for d in self.releases if isinstance(d.value, Cut) and d.value.epoch == epoch
-        ]
-        steps = [step for step in steps if step[0].height < where.height]
-        steps.append((where, self.charter_at(min(where.height, len(self._charters)))))
         found: dict[MemberId, list[tuple[int, int, Contribution]]] = {}
         for feed, published in list(self.contributions.items()):  # a thread may ask while the fold goes on
-            reach = [(place.size_of(feed), _trusted(charter, feed)) for place, charter in steps]
-            taken = [c for c in published if c.epoch == epoch and _first_reach(c.source.seq, reach)]
+            taken = [c for c in list(published) if c.epoch == epoch and self._counts(c, where)]
             seat = self.seat_at(feed, where.height)
             turn = [w.id for w in seat.was].index(feed) if seat and feed != seat.id else MAX_WAS
             if taken:
                 found.setdefault(seat.id if seat else feed, []).extend((turn, c.source.seq, c) for c in taken)
         return {m: [c for _, _, c in sorted(found[m], key=lambda item: item[:2])] for m in sorted(found)}
+
+    def _counts(self, contribution: Contribution, where: Place) -> bool:
+        """Whether the first cut up to `where` that covers it found its author in a contributor's seat, and trusted."""
+        feed, seq = contribution.member, contribution.source.seq
+        charter = self._reaching().first(contribution.epoch, feed, seq, where.height)
+        if charter is None and seq < where.size_of(feed):
+            charter = self.charter_at(min(where.height, len(self._charters)))
+        end = 0 if charter is None else _trusted(charter, feed)
+        return end is None or seq < end
+
+    def _reaching(self) -> Reaching:
+        """The index over what is decided now."""
+        if self._reached.count != len(self.decisions):
+            self._reached = Reaching(self.decisions)
+        return self._reached
 
     def in_cut(self, cut: Cut) -> dict[MemberId, list[Contribution]]:
         """The contributions whose sum each register of the cut is."""
@@ -202,23 +220,22 @@ class Standing:
 
         None: its epoch is not one of this collective. An amended gate never judges again what was released before.
         """
-        for decision in self.releases:
-            cut = decision.value
-            inside = contribution.source.seq < cut.place.size_of(contribution.member)
-            if isinstance(cut, Cut) and cut.epoch == contribution.epoch and inside:
-                return decision.charter
-        return next((c for c in reversed(self._charters) if c.epoch_id == contribution.epoch), None)
+        released = self._reaching().first(contribution.epoch, contribution.member, contribution.source.seq)
+        return released or next((c for c in reversed(self._charters) if c.epoch_id == contribution.epoch), None)
 
     def fate(self, contribution: Contribution) -> str:
         """`released`, `refused` (excluded, or by somebody without a contributor's seat), `stale` (epoch) or `pending`."""
         if contribution.epoch != self.charter.epoch_id:
             return "stale"
-        cut, feed = self.current_cut(), contribution.member
-        if cut is None or contribution.source.seq >= cut.place.size_of(feed):
-            past = self.charter.seat_of(feed)
+        if self.uncovered(contribution):
+            past, feed = self.charter.seat_of(contribution.member), contribution.member
             lost = past is not None and feed != past.id and contribution.source.seq >= (past.reach(feed) or 0)
             return "refused" if lost else "pending"
-        return "released" if any(contribution in taken for taken in self.in_cut(cut).values()) else "refused"
+        cut = self.current_cut()
+        if cut is None:
+            return "pending"
+        left_out = any(x.event == contribution.event for x in cut.excluded)
+        return "refused" if left_out or not self._counts(contribution, cut.place) else "released"
 
     def doubted(self) -> frozenset[MemberId]:
         """Seats whose last decided contribution was left out for what it was: nobody learns from their next before it is decided.
@@ -236,19 +253,28 @@ class Standing:
         """How many entries of each feed a member's own entries, as far as they are here, prove that it holds."""
         return {**self._named.get(member, {}), member: self.sizes.get(member, 0)}
 
+    def uncovered(self, contribution: Contribution) -> bool:
+        """Whether no cut of the epoch in force reaches so far in its author's feed."""
+        cut = self.current_cut()
+        return cut is None or contribution.source.seq >= cut.place.size_of(contribution.member)
+
     def pending(self) -> list[Contribution]:
         """Contributions of this epoch, by seated contributors, that no cut covers yet."""
+        now = (len(self.decisions), len(self._charters), len(self.published))
+        when, known = self._pending  # together: a thread may ask while another one does
+        if when != now:
+            known = tuple(self._find_pending())
+            self._pending = (now, known)
+        return list(known)
+
+    def _find_pending(self) -> Iterable[Contribution]:
         epoch, cut = self.charter.epoch_id, self.current_cut()
-        found: list[Contribution] = []
         for seat in self.charter.contributors:
             for feed in (*(w.id for w in seat.was), seat.id):
                 size, end = cut.place.size_of(feed) if cut else 0, seat.reach(feed)
-                found += [
-                    c
-                    for c in self.contributions.get(feed, ())
-                    if c.epoch == epoch and c.source.seq >= size and (end is None or c.source.seq < end)
-                ]
-        return found
+                for c in self.contributions.get(feed, ()):
+                    if c.epoch == epoch and c.source.seq >= size and (end is None or c.source.seq < end):
+                        yield c
 
     def ripe_amendments(self) -> list[Asked]:
         """Undecided amendments that apply to the charter in force and that a quorum of voters approves.
@@ -325,12 +351,6 @@ def _trusted(charter: Charter, feed: MemberId) -> int | None:
     """How many entries of a feed speak for a contributor's seat: None without end, 0 none."""
     seat = charter.seat_of(feed)
     return seat.reach(feed) if seat is not None and seat.role == "contributor" else 0
-
-
-def _first_reach(seq: int, reach: Iterable[tuple[int, int | None]]) -> bool:
-    """Whether the first head vector that covers entry `seq` found its author in a contributor's seat, and trusted."""
-    end = next((end for size, end in reach if seq < size), 0)
-    return end is None or seq < end
 
 
 def leaf_at(collective: Standing, member: MemberId, size: int) -> Digest | None:

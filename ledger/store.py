@@ -79,6 +79,10 @@ class Store(Reader):
         self._process_lock = lock
         self._edges: dict[tuple[CollectiveId, MemberId], _Edge] = {}
         self._keys: dict[tuple[CollectiveId, MemberId], keys.SigningKey] = {}
+        self._change = 0
+        self._changes: dict[
+            tuple[CollectiveId, MemberId], int
+        ] = {}  # the number of each feed's last change, oldest first
 
     @classmethod
     def open(cls, path: Path, *, writer: bool = True) -> Store:
@@ -131,6 +135,29 @@ class Store(Reader):
         with contextlib.suppress(StoreFull, StoreBusy):
             self._sign_heads(collective, member)
         return super().heads(collective, member)
+
+    def length(self, collective: CollectiveId, member: MemberId) -> int:
+        """How many entries of a feed are here; from memory when it was written to in this opening."""
+        with self._lock:
+            edge = self._edges.get((collective, member))
+        if edge is not None:
+            return edge.tree.size
+        head = self.head(collective, member)
+        return 0 if head is None else head.size
+
+    def changes(self, collective: CollectiveId, since: int = 0) -> tuple[list[tuple[MemberId, int]], int]:
+        """The feeds written to after change number `since` with the number of the last change, ascending; and the newest one.
+
+        Numbers start at 0 each time the ledger is opened; what was there before is no change.
+        """
+        with self._lock:
+            found: list[tuple[MemberId, int]] = []
+            for (where, member), number in reversed(self._changes.items()):
+                if number <= since:
+                    break
+                if where == collective:
+                    found.append((member, number))
+            return found[::-1], self._change
 
     def append(
         self,
@@ -204,6 +231,7 @@ class Store(Reader):
             self._write(f"append {drafts[0].type}", rows)
             self._keys[collective, member] = key
             self._remember(collective, member, _Edge(feed=edge.feed, tree=growing, leaf=leaf, signed=signed))
+            self._changed(collective, member)
         return records
 
     def append_foreign(
@@ -235,6 +263,8 @@ class Store(Reader):
                 leaf = fresh[-1].entry.leaf if fresh else edge.leaf
                 signed = max(edge.signed, head.size if head else 0)
                 self._remember(collective, member, _Edge(feed=edge.feed, tree=growing, leaf=leaf, signed=signed))
+                if fresh or signed > edge.signed:
+                    self._changed(collective, member)
         except ForkSeen as seen:
             self._freeze(seen.fork)
             raise
@@ -324,6 +354,11 @@ class Store(Reader):
         self._edges[collective, member] = edge
         self._trees[edge.feed] = edge.tree
 
+    def _changed(self, collective: CollectiveId, member: MemberId) -> None:
+        self._change += 1
+        self._changes.pop((collective, member), None)
+        self._changes[collective, member] = self._change
+
     def _sign_heads(self, collective: CollectiveId | None = None, member: MemberId | None = None) -> None:
         """Sign and store the heads of feeds that this store has the key of and that have grown (of all, or as named)."""
         for (where, who), key in list(self._keys.items()):
@@ -335,6 +370,7 @@ class Store(Reader):
                     head = _sign(key, where, who, edge.tree)
                     self._write(f"sign head of {who[:12]}", [(_HEAD, [_head_row(edge.feed, head)])])
                     self._edges[where, who] = replace(edge, signed=head.size)
+                    self._changed(where, who)
 
     def _edge(self, collective: CollectiveId, member: MemberId) -> _Edge | None:
         """Where a feed goes on, read once; None when nothing of it is here.

@@ -6,6 +6,7 @@ Quorums are asked with the charter in force, so votes may arrive before the deci
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -66,10 +67,12 @@ class Tally:
     verdicts: dict[MemberId, dict[Digest, tuple[Source, Verdict]]] = field(default_factory=dict)
     values: dict[Digest, Value] = field(default_factory=dict)
     origins: dict[Digest, tuple[int, Source]] = field(default_factory=dict)  # attempt and entry that first proposed it
+    latest: dict[MemberId, int] = field(default_factory=dict)  # the highest attempt in which each said anything
 
     def propose(self, proposal: Proposal) -> DoubleVote | None:
         """Record a proposal; returns the proof when the member proposed something else before."""
         of = self.proposals.setdefault(proposal.attempt, {})
+        self._spoke(proposal.source.member, proposal.attempt)
         earlier = of.setdefault(proposal.source.member, proposal)
         self.values.setdefault(proposal.digest, proposal.value)
         origin = (proposal.attempt, proposal.source)
@@ -101,14 +104,17 @@ class Tally:
 
     def backed(self, attempt: int, voters: Collection[MemberId], quorum: int) -> Digest | None:
         """The digest that q voters accept in `attempt`, if any."""
-        for vote in self.firsts.get(attempt, {}).values():
-            if vote.accepts and vote.digest and self.accepted(attempt, vote.digest, voters) >= quorum:
-                return vote.digest
-        return None
+        votes = self.firsts.get(attempt, {})
+        if len(votes) < quorum:
+            return None
+        counts = Counter(v.digest for m, v in votes.items() if v.accepts and v.digest and m in voters)
+        return next((digest for digest, count in counts.items() if count >= quorum), None)
 
     def decided(self, voters: Collection[MemberId], quorum: int) -> tuple[int, Digest] | None:
         """The attempt and digest that q voters committed, if any."""
         for attempt in sorted(self.commits):
+            if len(self.commits[attempt]) < quorum:
+                continue
             counts: dict[Digest, int] = {}
             for member, vote in self.commits[attempt].items():
                 if member in voters and vote.digest is not None:
@@ -120,10 +126,13 @@ class Tally:
 
     def latest_attempt(self, member: MemberId) -> int:
         """The highest attempt in which a member said anything; -1 for none."""
-        said = [a for table in (self.proposals, self.firsts, self.commits) for a, by in table.items() if member in by]
-        return max(said, default=-1)
+        return self.latest.get(member, -1)
+
+    def _spoke(self, member: MemberId, attempt: int) -> None:
+        self.latest[member] = max(attempt, self.latest.get(member, -1))
 
     def _vote(self, table: dict[int, dict[MemberId, Vote]], attempt: int, vote: Vote) -> DoubleVote | None:
+        self._spoke(vote.source.member, attempt)
         earlier = table.setdefault(attempt, {}).setdefault(vote.source.member, vote)
         if (earlier.digest, earlier.accepts) == (vote.digest, vote.accepts):
             return None

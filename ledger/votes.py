@@ -7,6 +7,7 @@ differently. Knows no clock: elapsed times are arguments. Safety needs at most f
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,10 +99,13 @@ class Moment:
 
 def proposer(charter: Charter, collective: str, height: int, attempt: int) -> MemberId:
     """The one voter who may propose in (height, attempt): voters ordered by a hash of the height, taken in turn."""
-    order = sorted(
-        (m.id for m in charter.voters), key=lambda m: hashlib.sha256(f"{collective}/{height}/{m}".encode()).digest()
-    )
+    order = _turns(collective, height, charter.voter_ids)
     return order[attempt % len(order)]
+
+
+@functools.lru_cache(maxsize=64)
+def _turns(collective: str, height: int, voters: frozenset[MemberId]) -> tuple[MemberId, ...]:
+    return tuple(sorted(voters, key=lambda m: (hashlib.sha256(f"{collective}/{height}/{m}".encode()).digest(), m)))
 
 
 def timeout_ms(charter: Charter, attempt: int) -> int:
@@ -127,12 +131,12 @@ def act(collective: Collective, me: MemberId, moment: Moment) -> Act:
     accepts of a later attempt; an unsound value is never accepted nor committed.
     """
     charter, tally, attempt = collective.charter, collective.tally, moment.attempt
-    voters = {m.id for m in charter.voters}
+    voters = charter.voter_ids
     if me not in voters:
         return Wait()
-    ahead = sorted((tally.latest_attempt(m) for m in voters - {me}), reverse=True)
-    if len(ahead) > charter.faults and ahead[charter.faults] > attempt:
-        return Enter(attempt=ahead[charter.faults])
+    ahead = [latest for m, latest in tally.latest.items() if latest > attempt and m in voters and m != me]
+    if len(ahead) > charter.faults:
+        return Enter(attempt=sorted(ahead, reverse=True)[charter.faults])
     leader = proposer(charter, collective.id, collective.height, attempt)
     proposal = tally.proposals.get(attempt, {}).get(leader)
     limit = timeout_ms(charter, attempt)
@@ -156,7 +160,7 @@ def act(collective: Collective, me: MemberId, moment: Moment) -> Act:
 
 def _first(
     tally: Tally,
-    voters: set[MemberId],
+    voters: frozenset[MemberId],
     quorum: int,
     me: MemberId,
     proposal: Proposal | None,
@@ -180,7 +184,7 @@ def _first(
     return Object(attempt=attempt, digest=proposal.digest, reason=judgement.reason or "unsound")
 
 
-def _second(tally: Tally, voters: set[MemberId], quorum: int, moment: Moment, limit: int) -> Act:
+def _second(tally: Tally, voters: frozenset[MemberId], quorum: int, moment: Moment, limit: int) -> Act:
     attempt = moment.attempt
     firsts = {m: v for m, v in tally.firsts.get(attempt, {}).items() if m in voters}
     digest = tally.backed(attempt, voters, quorum)
@@ -203,7 +207,7 @@ def _lock(tally: Tally, me: MemberId) -> tuple[int, Digest] | None:
     return max(held) if held else None
 
 
-def _valid(tally: Tally, voters: set[MemberId], quorum: int, before: int) -> tuple[int, Digest] | None:
+def _valid(tally: Tally, voters: frozenset[MemberId], quorum: int, before: int) -> tuple[int, Digest] | None:
     """The latest attempt before this one in which a quorum accepted a value that is held here."""
     backed = [(a, tally.backed(a, voters, quorum)) for a in tally.firsts if a < before]
     held = [(a, d) for a, d in backed if d is not None and d in tally.values]

@@ -6,28 +6,43 @@ Looks at the parts and changes none but by their own methods. Invariant: nothing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 
 from ledger.cuts import Cut
-from node import control, logs
+from node import control
 from node.collective.replay import Missing, Model
 from node.errors import NotAllowed
+from node.guarding.bans import Ban
+from node.logs import Logs
 from node.parts import Parts
+from node.reloading import Reloading
 from node.serving.front import Front
 from protocol.canon import Json
+from protocol.ids import MemberId, PeerId
 
 
 class Answers:
     """Answers for one daemon; `settled` is set once the node is a working member."""
 
-    def __init__(self, parts: Parts, front: Front, events: control.Events, errors: logs.RecentErrors) -> None:
-        self._parts, self._front, self._events, self._errors = parts, front, events, errors
+    def __init__(
+        self,
+        parts: Parts,
+        front: Front,
+        events: control.Events,
+        logs: Logs,
+        *,
+        spawn: Callable[[Coroutine[None, None, None]], None],
+    ) -> None:
+        """`spawn` lets work go on beside an answer, as long as the node runs."""
+        self._parts, self._front, self._events, self._logs = parts, front, events, logs
+        self._reloading = Reloading(parts, front, logs, use_data=self.use_data, spawn=spawn)
         self.settled = asyncio.Event()
 
     # -- work --------------------------------------------------------------------------------------------------------
     def use_data(self) -> None:
         """Measure on the data sets that are committed now."""
-        self._parts.scales.use(self._parts.rounds.datasets(self._parts.session.config.train.datasets))
+        wanted = self._parts.session.config.train
+        self._parts.scales.use(self._parts.rounds.datasets(wanted.datasets), wanted.held_out_rows)
 
     def progress(self, event: Mapping[str, Json]) -> None:
         """Tell listeners how a run goes."""
@@ -62,6 +77,35 @@ class Answers:
             losses[name] = {"micronats": round(loss.nats * 1_000_000), "rows": loss.rows, "accuracy_bp": accuracy}
         return {"losses": losses, "member": parts.seat.me}
 
+    # -- operation ---------------------------------------------------------------------------------------------------
+    def reload(self) -> dict[str, Json]:
+        """Go on with node.toml as it is now (raises ConfigError, and nothing has changed then)."""
+        return self._reloading.reload()
+
+    def add_peer(self, full: str) -> None:
+        """Dial `/ip4/.../tcp/.../p2p/...` now and keep the connection (raises Malformed)."""
+        self._parts.swarm.add_peer(full)
+
+    async def drop_peer(self, peer: PeerId) -> None:
+        """Hang up on a peer, and dial it no more unless it is a member."""
+        await self._parts.swarm.forget_peer(peer)
+
+    def ban(self, who: str, seconds: float | None, why: str) -> Ban:
+        """Have nothing to do with a peer or member (all its peers) for so long, None: until told otherwise."""
+        return self._parts.guard.ban(who, seconds, why)
+
+    def unban(self, who: str) -> bool:
+        """Lift a ban; whether there was one."""
+        return self._parts.guard.unban(who)
+
+    def bans(self) -> list[Ban]:
+        """All bans that stand."""
+        return self._parts.guard.bans()
+
+    def linked(self) -> dict[PeerId, MemberId | None]:
+        """Who is connected now, and which member each speaks for, as far as it showed."""
+        return {peer: self._parts.sync.member_of(peer) for peer in sorted(self._parts.swarm.peers())}
+
     # -- what is -----------------------------------------------------------------------------------------------------
     def status(self) -> dict[str, Json]:
         """What only the running daemon knows."""
@@ -78,7 +122,7 @@ class Answers:
             "serving": front.status(),
             "processes": {"p2pd": parts.swarm.status().get("pid"), "trainer": parts.trainer.pid},
             "sync": parts.sync.status(),
-            "errors": list(self._errors.last),
+            "errors": list(self._logs.errors.last),
         }
 
     def _peers(self) -> list[Json]:

@@ -93,6 +93,11 @@ class Child:
         return self._process.pid if self._process else None
 
     @property
+    def busy(self) -> bool:
+        """Whether jobs are under way in the present process."""
+        return bool(self._calls)
+
+    @property
     def stderr(self) -> tuple[str, ...]:
         """The last lines the child wrote to its standard error."""
         return tuple(self._stderr)
@@ -179,7 +184,7 @@ class Child:
             # It may only be queued behind a job that somebody still wants.
             asyncio.get_running_loop().call_later(self._cancel_grace, self._enforce, call, process)
             return
-        log.warning("child_ignored_cancel name=%s pid=%d", self.command.name, process.pid)
+        log.warning("event=child-ignored-cancel name=%s pid=%d", self.command.name, process.pid)
         _kill(process)
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -242,7 +247,7 @@ class Child:
             raise ChildDied(f"couldn't start {self.command.name}: {e.strerror or e}") from e
         self._process = process
         self._life = asyncio.create_task(self._live(process), name=f"child {self.command.name}")
-        log.info("child_started name=%s pid=%d", self.command.name, process.pid)
+        log.info("event=child-started name=%s pid=%d", self.command.name, process.pid)
         try:
             for job in self._setup():
                 async with contextlib.aclosing(self._run(job, self._setup_timeout)) as events:
@@ -273,7 +278,7 @@ class Child:
             last = next((line for line in reversed(self._stderr) if line.strip()), "")
             cause = cause or f"it ended with code {process.returncode}" + (f" ({last})" if last else "")
             error = ChildDied(f"couldn't finish job in {self.command.name}: {cause}")
-            log.info("child_ended name=%s pid=%d code=%s", self.command.name, process.pid, process.returncode)
+            log.info("event=child-ended name=%s pid=%d code=%s", self.command.name, process.pid, process.returncode)
             calls, self._calls = self._calls, {}
             for call in calls.values():
                 call.fail(error)

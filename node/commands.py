@@ -16,7 +16,7 @@ from ledger import charter as charters
 from ledger import events
 from ledger.amending import amended
 from ledger.charter import Member
-from node import config, control
+from node import config, control, peering
 from node import session as sessions
 from node.audits import auditing
 from node.collective import charters as wishes
@@ -227,6 +227,12 @@ async def _measure(session: Session, _args: Args) -> Json:
     return await session.daemon.measure()
 
 
+async def _reload(session: Session, _args: Args) -> Json:
+    if session.daemon is None:
+        raise DaemonDown("couldn't reload: no daemon runs", hint="it reads node.toml when it starts: fishernet up")
+    return session.daemon.reload()
+
+
 def _audit(home: Home, args: Args) -> Json:
     collective = str(args.get("collective") or "")
     if not collective:
@@ -294,6 +300,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "data.seal": curating.seal,
     **granting.COMMANDS,
     **carrying.COMMANDS,
+    **peering.COMMANDS,
+    "config.reload": _reload,
     "forget": _forget,
     "forget.state": _forget_state,
     "forget.bundle": _forget_bundle,
@@ -304,6 +312,16 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "measure": _measure,
 }
 READING: Final = frozenset(
-    {"collective.show", "collective.requests", "data.list", "status", "log", "forget.state", *granting.READING, *carrying.READING}
+    {
+        "collective.show",
+        "collective.requests",
+        "data.list",
+        "status",
+        "log",
+        "forget.state",
+        *granting.READING,
+        *carrying.READING,
+        *peering.READING,
+    }
 )
-LIVE: Final = frozenset({"train.now", "measure"})
+LIVE: Final = frozenset({"train.now", "measure", "config.reload"})

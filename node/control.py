@@ -221,7 +221,7 @@ def make_app(dispatch: Dispatch, events: Events) -> Starlette:
         return StreamingResponse(lines(), media_type="text/event-stream")
 
     def on_failure(request: Request, error: Exception) -> JSONResponse:
-        log.error("control call failed", exc_info=error)
+        log.error("event=control-call-failed", exc_info=error)
         return JSONResponse({}, status_code=500)
 
     routes = [Route("/call", on_call, methods=["POST"]), Route("/events", on_events)]

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Final
 
 from contrib import adapters
@@ -24,7 +24,8 @@ from node.collective import succeeding
 from node.collective.joining import Joining
 from node.collective.seat import now_ms
 from node.data import erasing
-from node.logs import RecentErrors
+from node.guarding.bans import Ban
+from node.logs import Logs
 from node.network.streams import Tap
 from node.parts import build
 from node.serving.front import Front
@@ -55,16 +56,19 @@ class Daemon:
         *,
         accept_fork_risk: bool = False,
         tap: Tap | None = None,
-        errors: RecentErrors | None = None,
+        logs: Logs | None = None,
     ) -> None:
         """Build the parts; nothing runs before `run`. `tap` sees every byte this node authors before it leaves."""
         self._stop, self._changed = asyncio.Event(), asyncio.Event()
         self.session = session
+        self.logs = logs or Logs(session.home.path)
         self.parts = build(session, changed=self._changed.set, tap=tap)
         self.seat = self.parts.seat
         self.events = control.Events(now_ms)
         self.front = Front(session, self.parts.replay, self.parts.holdings, ready=self._working)
-        self.answers = Answers(self.parts, self.front, self.events, errors or RecentErrors())
+        self._jobs: asyncio.TaskGroup | None = None
+        self.answers = Answers(self.parts, self.front, self.events, self.logs, spawn=self._spawn)
+        self.parts.guard.told = self._banned
         session.daemon = self.answers
         self.joining = Joining(session, self.parts.sync, self._next_change, accept_fork_risk=accept_fork_risk)
         self._decided = len(self.seat.fold.decisions)
@@ -75,12 +79,13 @@ class Daemon:
         if (warning := self.session.store.sqlite_warning()) is not None:
             log.info("event=sqlite warning=%s", warning)
         loop, parts = asyncio.get_running_loop(), self.parts
-        self.session.told = lambda stage, part: loop.call_soon_threadsafe(self._told, stage, part) and None
+        self.session.told = functools.partial(loop.call_soon_threadsafe, self._told)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         try:
             async with asyncio.TaskGroup() as jobs:
-                parts.holdings.jobs = jobs
+                self._jobs = parts.holdings.jobs = jobs
                 jobs.create_task(parts.swarm.run(), name="swarm")
                 jobs.create_task(parts.sync.run(), name="sync")
                 jobs.create_task(control.serve(self.session.home, self._dispatch, self.events), name="control")
@@ -94,17 +99,38 @@ class Daemon:
         except* Stop:
             log.info("event=stopped")
         finally:
-            parts.holdings.jobs = None
+            self._jobs = parts.holdings.jobs = None
             stopping = asyncio.gather(parts.trainer.stop(), self.front.stop(), return_exceptions=True)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping, _STOP_S)
             if self.answers.settled.is_set():
                 self.front.tell(ending=True)
             self.front.keep()
+            parts.guard.save()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Let `work`, which raises nothing, go on as long as the node runs."""
+        if self._jobs is not None:
+            self._jobs.create_task(work)
+        else:
+            work.close()
+
+    def _hang_up(self) -> None:
+        """SIGHUP: read node.toml again; a file that is not acceptable is said and changes nothing."""
+        try:
+            self.answers.reload()
+        except FishernetError as e:
+            log.warning("event=not-reloaded code=%s cause=%s", e.code, e)
 
     def stop(self) -> None:
         """Ask the daemon to end."""
         self._stop.set()
+
+    def _banned(self, ban: Ban) -> None:
+        until = None if ban.until is None else int(ban.until * 1000)
+        self.events.emit("ban", peer=ban.peer, member=ban.member, by=ban.by, reason=ban.code, until=until)
+        if self.answers.settled.is_set():
+            self.parts.banning.tell(ban)
 
     def _told(self, stage: str, part: float) -> None:
         self.events.emit("progress", stage=stage, part=round(part * 1000))

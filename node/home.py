@@ -9,7 +9,8 @@
     views/<digest>.npy   merged vectors; computed again when lost
     runs/<run id>/       files of one training run; may be lost with that run
     served.json          counts of answered requests that no event holds yet (`node.serving.access.log`); ours
-    run/                 lock and sockets of the running daemon; worthless after it
+    run/                 lock and sockets of the running daemon, worthless after it; and what it remembers of peers:
+                         addresses.json and bans.json, which may be lost
 Knows no protocol and opens no network. Invariant: directories are 0700, and at most one process holds the lock.
 """
 
@@ -32,8 +33,8 @@ from node.files import write_new
 from protocol.ids import Digest
 
 if TYPE_CHECKING:
-    from node.config import NodeConfig
     from node.keys.identity import Identity
+    from node.sections import NodeConfig
 
 _SOCKET_ROOM = 107 - 44  # sun_path holds 107 bytes; a random socket name of the network daemon takes up to 44
 
@@ -185,6 +186,11 @@ class Home:
     def run(self) -> Path:
         """Lock and sockets of the running daemon."""
         return self.path / "run"
+
+    @property
+    def bans(self) -> Path:
+        """Who is banned; losing it lifts the bans (see `node.guarding.bans`)."""
+        return self.run / "bans.json"
 
     def view_file(self, model: Digest) -> Path:
         """Where the vector of model `model` lies."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from node.collective.banning import Banning
 from node.collective.council import Council
 from node.collective.judging import Judge
 from node.collective.measure import Scales
@@ -19,8 +20,13 @@ from node.collective.witnessing import Witnessing
 from node.data.egress import Egress, policy_of
 from node.data.permits import Permits
 from node.errors import NotAllowed
+from node.guarding.growth import FeedRates, Growth, rates_of
+from node.guarding.guard import Guard
+from node.guarding.limits import Limits, limits_of
 from node.network.streams import Tap
 from node.network.swarm import Swarm, SwarmConfig
+from node.sections import Limits as LimitsSection
+from node.sections import NodeConfig
 from node.serving.shelf import Holdings
 from node.session import Session
 from node.syncing.blobs import BlobStore
@@ -39,6 +45,9 @@ class Parts:
     blobs: BlobStore
     egress: Egress
     permits: Permits
+    guard: Guard
+    growth: Growth
+    banning: Banning
     swarm: Swarm
     sync: Sync
     holdings: Holdings
@@ -48,6 +57,41 @@ class Parts:
     council: Council
     rounds: Rounds
     witnessing: Witnessing
+
+
+def swarm_config(session: Session, config: NodeConfig, guard: Guard | None = None) -> SwarmConfig:
+    """What `config` says of the network (raises NoCollective)."""
+    home, network = session.home, config.network
+    return SwarmConfig(
+        identity=home.transport_key,
+        listen=network.listen,
+        run_dir=home.sockets(),
+        known=network.peers,
+        announce=network.announce,
+        relays=network.relays,
+        serve_relay=network.serve_relay,
+        autonat=network.autonat,
+        reachability=network.reachability,
+        mdns=session.need_seat().collective if network.mdns else None,
+        book=home.run / "addresses.json",
+        guard=guard,
+    )
+
+
+def guard_limits(limits: LimitsSection) -> Limits:
+    """What node.toml says a peer may cost."""
+    return limits_of(
+        streams=limits.streams,
+        requests_per_s=limits.requests_per_s,
+        member_mib_per_s=limits.member_mib_per_s,
+        stranger_requests_per_s=limits.stranger_requests_per_s,
+        first_ban_s=limits.first_ban_s,
+    )
+
+
+def feed_rates(limits: LimitsSection) -> FeedRates:
+    """What node.toml says a feed may grow by."""
+    return rates_of(feed_entries_per_day=limits.feed_entries_per_day, feed_mib_per_day=limits.feed_mib_per_day)
 
 
 def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = None) -> Parts:
@@ -73,16 +117,20 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
     blobs = BlobStore(home.blobs)
     egress = Egress(seat, policy_of(config.egress))
     permits = Permits(seat, purpose=config.train.purpose, policy=egress.in_force)
-    swarm = Swarm(
-        SwarmConfig(
-            identity=home.transport_key,
-            listen=config.network.listen,
-            run_dir=home.sockets(),
-            known=config.network.peers,
-            book=home.run / "addresses.json",
-        ),
-        tap=tap,
+    guard = Guard(guard_limits(config.limits), book=home.bans)
+    growth = Growth(
+        feed_rates(config.limits),
+        now_ms=seat.now_ms,
+        founded_ms=seat.founded_ms,
+        held=lambda member: (seat.size(member), session.store.stored_bytes(seat.collective, member)),
     )
+    swarm = Swarm(swarm_config(session, config, guard), tap=tap)
+
+    def grown(_member: MemberId) -> None:
+        if seat.fold.known:
+            swarm.use_relays(seat.fold.charter.relays)
+        changed()
+
     sync = Sync(
         store=session.store,
         blobs=blobs,
@@ -98,8 +146,16 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
             serves=egress.serves,
             peers=lambda: seat.fold.peers,
             outdated=seat.fold.outdated,
+            fault=guard.fault,
+            faulty=guard.blame,
+            banned=lambda peer, member: guard.banned(peer) or (member is not None and guard.banned_member(member)),
+            spend=guard.spend,
+            hold=guard.hold,
+            room=growth.room,
+            took=growth.took,
         ),
     )
+    guard.member_of = sync.member_of
     holdings = Holdings(seat, blobs, sync, blob_arrived)
     replay = Replay(seat.fold, holdings.read)
     trainer = WorkerTrainer(threads=config.train.threads, length=config.train.length, rows_key=session.rows_key)
@@ -107,13 +163,17 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
     council = Council(seat, replay, Judge(seat, replay, scales, holdings.fetch))
     rounds = Rounds(seat, replay, blobs, trainer, scales, permits=permits, egress=egress)
     witnessing = Witnessing(seat, identity, heartbeat_s=config.ledger.heartbeat_s)
-    seat.listen(lambda _member: changed())
+    seat.listen(grown)
+    grown(seat.me)
     return Parts(
         session=session,
         seat=seat,
         blobs=blobs,
         egress=egress,
         permits=permits,
+        guard=guard,
+        growth=growth,
+        banning=Banning(seat),
         swarm=swarm,
         sync=sync,
         holdings=holdings,

@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from node.guarding.bans import Ban
 from protocol.canon import Json
-from protocol.ids import Digest, PeerId
+from protocol.ids import Digest, MemberId, PeerId
 
 
 # -- network ---------------------------------------------------------------------------------------------------------
@@ -342,4 +343,32 @@ class Running(Protocol):
 
     async def measure(self) -> Json:
         """Our held-out losses, for the operator."""
+        ...
+
+    def reload(self) -> dict[str, Json]:
+        """Go on with node.toml as it is now."""
+        ...
+
+    def add_peer(self, full: str) -> None:
+        """Dial an address now and keep the connection."""
+        ...
+
+    async def drop_peer(self, peer: PeerId) -> None:
+        """Hang up on a peer."""
+        ...
+
+    def ban(self, who: str, seconds: float | None, why: str) -> Ban:
+        """Have nothing to do with a peer or member."""
+        ...
+
+    def unban(self, who: str) -> bool:
+        """Lift a ban; whether there was one."""
+        ...
+
+    def bans(self) -> list[Ban]:
+        """All bans that stand."""
+        ...
+
+    def linked(self) -> dict[PeerId, MemberId | None]:
+        """Connected peers and whom each speaks for."""
         ...

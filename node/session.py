@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from ledger.events import DataCommitted
 from ledger.store import Store
 from node.collective.seat import Seat
-from node.config import NodeConfig
 from node.errors import NoCollective
 from node.home import Home, model_cache
 from node.keys import identity as identities
 from node.keys.rowkey import RowKey
 from node.ports import Running
+from node.sections import NodeConfig
 from protocol.ids import CollectiveId, MemberId
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Session:
     daemon: Running | None = None
     seat: Seat | None = field(default=None)
     row_key: RowKey | None = field(default=None, repr=False)
-    told: Callable[[str, float], None] = lambda _stage, _part: None
+    told: Callable[[str, float], object] = lambda _stage, _part: None
     carried: Callable[[MemberId, int, int], None] = lambda _maker, _made, _size: None
     _eraser: Eraser | None = field(default=None, repr=False)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 
 from ledger.store import Store
 from node.collective import succeeding
@@ -17,7 +16,7 @@ from node.daemon import Daemon
 from node.errors import NoCollective
 from node.home import Home
 from node.keys import identity as identities
-from node.logs import RecentErrors
+from node.logs import Logs
 from node.session import Session, row_key
 from protocol.ids import CollectiveId
 
@@ -32,17 +31,9 @@ def main(home: Home, passphrase: str | None, *, accept_fork_risk: bool = False) 
         NoCollective: there is none to run yet.
         Fatal kinds: what ended the daemon.
     """
-    errors = RecentErrors()
-    shown = logging.StreamHandler(sys.stderr)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="ts=%(asctime)s level=%(levelname)s log=%(name)s %(message)s",
-        handlers=[shown, errors],
-    )
-    for noisy in ("httpx", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    config, logs = home.read_config(), Logs(home.path)
+    logs.turn(config.log)
     with home.lock(), Store.open(home.ledger_db) as store:
-        config = home.read_config()
         if home.next_keys.exists() and config.node.collective:
             told = Seat(home, identities.member_of(home), store, CollectiveId(config.node.collective))
             if (member := succeeding.adopt(home, told.fold)) is not None:
@@ -68,13 +59,13 @@ def main(home: Home, passphrase: str | None, *, accept_fork_risk: bool = False) 
                 hint="fishernet collective create --name NAME, or fishernet collective join ID MULTIADDR",
             )
         try:
-            asyncio.run(_run(session, accept_fork_risk, errors))
+            asyncio.run(_run(session, accept_fork_risk, logs))
         except BaseExceptionGroup as group:
             raise _first(group) from group
 
 
-async def _run(session: Session, accept_fork_risk: bool, errors: RecentErrors) -> None:
-    await Daemon(session, accept_fork_risk=accept_fork_risk, errors=errors).run()
+async def _run(session: Session, accept_fork_risk: bool, logs: Logs) -> None:
+    await Daemon(session, accept_fork_risk=accept_fork_risk, logs=logs).run()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

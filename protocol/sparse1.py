@@ -31,7 +31,7 @@ BITMAP = 1
 _HEADER = struct.Struct("<4sBBBBIIII")
 _LEAST_WINDOW = 1024  # zstd knows no smaller one
 _SLACK = 40 * 1024  # what a part may unpack to beyond twice the bytes of the update
-_SLICE = 512
+_SLICE, _LONG_SLICE = 512, 16 * 1024
 _LEVEL = 9
 _PASSES = 8
 _LARGEST_SCALE = 65504  # the largest finite fp16
@@ -241,9 +241,15 @@ def _unpack(packed: bytes, bits: int) -> npt.NDArray[np.int64]:
 
 
 # -- checks, a slice at a time ---------------------------------------------------------------------------------------
+def _step(content: bytes) -> int:
+    """Bytes of a slice: long enough to be quick, short enough that what is made of it stays a small part of the whole."""
+    return min(_LONG_SLICE, max(_SLICE, len(content) // 8))
+
+
 def _check_scales(data: bytes) -> None:
-    for start in range(0, len(data), _SLICE):
-        scales = np.frombuffer(data[start : start + _SLICE], dtype="<f2")
+    step = _step(data)
+    for start in range(0, len(data), step):
+        scales = np.frombuffer(data[start : start + step], dtype="<f2")
         if not bool((np.isfinite(scales) & (scales > 0)).all()):
             raise Malformed("couldn't decode update: a scale is not a positive finite number")
 
@@ -253,9 +259,9 @@ def _check_indices(content: bytes, header: _Header) -> None:
         _check_bitmap(content, header)
         return
     at = sent = 0
-    last = -1
+    last, step = -1, _step(content)
     while at < len(content):
-        piece = content[at : at + _SLICE]
+        piece = content[at : at + step]
         whole = max((place + 1 for place, byte in enumerate(piece[-varints.MAX_WIDTH :]) if byte < 0x80), default=0)
         if not whole:
             raise Malformed("couldn't decode update: an index is cut off or takes more than four bytes")
@@ -269,8 +275,8 @@ def _check_indices(content: bytes, header: _Header) -> None:
 
 
 def _check_bitmap(bitmap: bytes, header: _Header) -> None:
-    raw = np.frombuffer(bitmap, dtype=np.uint8)
-    ones = sum(int(np.bitwise_count(raw[at : at + _SLICE]).sum()) for at in range(0, len(raw), _SLICE))
+    raw, step = np.frombuffer(bitmap, dtype=np.uint8), _step(bitmap)
+    ones = sum(int(np.bitwise_count(raw[at : at + step]).sum()) for at in range(0, len(raw), step))
     if ones != header.sent:
         raise Malformed("couldn't decode update: the bitmap does not hold as many indices as were sent")
     if header.coordinates % 8 and bitmap[-1] >> header.coordinates % 8:
@@ -278,9 +284,10 @@ def _check_bitmap(bitmap: bytes, header: _Header) -> None:
 
 
 def _check_values(packed: bytes, header: _Header) -> None:
-    for start in range(0, len(packed), _SLICE):
-        steps = _unpack(packed[start : start + _SLICE], header.bits)
-        if header.bits == 4 and start + _SLICE >= len(packed) and header.sent % 2:
+    step = _step(packed)
+    for start in range(0, len(packed), step):
+        steps = _unpack(packed[start : start + step], header.bits)
+        if header.bits == 4 and start + step >= len(packed) and header.sent % 2:
             if steps[-1]:
                 raise NotCanonical("couldn't decode update: the padding of the values is not zero")
             steps = steps[:-1]

@@ -20,7 +20,7 @@ import click
 import pytest
 
 from contrib.demo_data import SOURCES
-from node import config
+from node import config, sections
 from node.cli import root
 
 TOP = Path(__file__).resolve().parents[1]
@@ -198,7 +198,7 @@ def test_the_configuration_in_readme_is_accepted() -> None:
     shown = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     assert len(shown) == 1
     config.parse(shown[0], source=TOP / "README.md")
-    assert set(tomllib.loads(shown[0])) == set(config.NodeConfig.model_fields)
+    assert set(tomllib.loads(shown[0])) == set(sections.NodeConfig.model_fields)
 
 
 def test_readme_thanks_the_owners_of_the_demo_texts() -> None:

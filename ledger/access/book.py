@@ -110,18 +110,18 @@ class Book:
         self._sizes[header.member] = header.seq + 1
         links = self._links.setdefault(header.member, {})
         for seen in header.seen:
-            at, sizes = links.setdefault(seen.member, ([], []))
-            if seen.seq + 1 > (sizes[-1] if sizes else 0):
-                at.append(header.seq)
-                sizes.append(seen.seq + 1)
+            link = links.get(seen.member)
+            if link is None:
+                links[seen.member] = ([header.seq], [seen.seq + 1])
+            elif seen.seq >= link[1][-1]:
+                link[0].append(header.seq)
+                link[1].append(seen.seq + 1)
         if header.type not in _MATTER or header.member in self._ended:
             return
-        if record.body is None:
-            if header.type == events.AccessDecided.TYPE:
-                self.erased.setdefault(header.member, []).append(header.seq)
-            return
+        if record.body is None and header.type == events.AccessDecided.TYPE:
+            self.erased.setdefault(header.member, []).append(header.seq)
         try:
-            event = events.parse(header.type, record.body.value())
+            event = events.read(record)
             if isinstance(event, events.KeyRotated):
                 said = succession.read(event.statement)
                 if (said.collective, said.old, said.kind) == (header.collective, header.member, succession.ROTATION):
@@ -129,7 +129,8 @@ class Book:
                 return
         except Refused:
             return  # `Collective` keeps it as a flaw
-        self._take(header.member, header.seq, record.entry.event, event)
+        if event is not None:
+            self._take(header.member, header.seq, record.entry.event, event)
 
     def _take(self, member: MemberId, seq: int, id_: EventId, event: events.Event) -> None:
         """What changes who may do what."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Final, TypeAlias, cast
 
+from ledger.entry import Record
 from ledger.errors import BadEvent
-from ledger.events import access, data, erasure, fields, grants, keys, members, releases, serving, witness
+from ledger.events import access, data, erasure, fields, grants, keys, members, network, releases, serving, witness
 from ledger.events.access import (
     AccessDecided,
     AccessRequest,
@@ -31,6 +32,7 @@ from ledger.events.grants import (
 )
 from ledger.events.keys import MAX_PROOF, ForkFound, KeyRotated, KeysBound, NodeAlive
 from ledger.events.members import AmendmentApproved, AmendmentProposed, Genesis, NodeStarted, PeerBound
+from ledger.events.network import PeerBanned
 from ledger.events.releases import (
     MAX_ATTEMPT,
     MAX_LOSS,
@@ -52,8 +54,8 @@ __all__ = [
     "Committed", "DataCommitted", "DataDescribed", "DataUsed", "EgressRefused", "EgressSet", "ErasureDone",
     "ErasureRequested", "Event", "ForkFound", "Genesis", "GrantAccepted", "GrantIssued", "GrantNarrowed",
     "GrantRevoked", "HeadWitnessed", "KeyRotated", "KeysBound", "ModelServed", "ModelWithdrawn", "NodeAlive",
-    "NodeStarted", "Objected", "Objection", "PeerBound", "Proposed", "Published", "Selector", "Served", "Verdict",
-    "Witnessed", "parse",
+    "NodeStarted", "Objected", "Objection", "PeerBanned", "PeerBound", "Proposed", "Published", "Selector", "Served", "Verdict",
+    "Witnessed", "parse", "read",
 ]  # fmt: skip
 
 Event: TypeAlias = (
@@ -88,6 +90,7 @@ Event: TypeAlias = (
     | NodeAlive
     | ForkFound
     | HeadWitnessed
+    | PeerBanned
 )
 
 _READERS: Final[fields.Readers] = {
@@ -100,8 +103,25 @@ _READERS: Final[fields.Readers] = {
     **releases.READERS,
     **keys.READERS,
     **witness.READERS,
+    **network.READERS,
 }
 TYPES: Final = frozenset(_READERS)
+
+
+def read(record: Record) -> Event | None:
+    """The event of an entry, read once however many look at it; None when its body is not here.
+
+    Raises:
+        BadEvent, Malformed: as `parse`, and for a body that is not an object.
+    """
+    body, type_ = record.body, record.entry.header.type
+    if body is None:
+        return None
+    known = body.remembered(type_)
+    if known is None:
+        known = parse(type_, body.value())
+        body.remember(type_, known)
+    return cast("Event", known)
 
 
 def parse(type_: str, body: Json) -> Event:

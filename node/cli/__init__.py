@@ -3,7 +3,8 @@
     options.py     what every command accepts: --home, --json, --passphrase-file, -v; output for people or for programs
     roots.py       init, up, status, log, audit, observe, train, measure, demo, completion, version
     collective.py  collective create | show | invite | approve | join | amend | requests
-    data.py        data add | list | show          model.py   model add | list          settings.py  config show | check | set
+    data.py        data add | list | show          model.py   model add | list          settings.py  config show | check | set | reload
+    peer.py        peer list | add | remove | ban | unban
     key.py         key show | rotate | revoke | propose | backup | restore       api_keys.py   key api add | list | revoke
     grant.py       grant issue | narrow | revoke | accept | list | check
     proofs.py      prove, verify-proof, ledger export
@@ -45,6 +46,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {  # in the order of a first ses
     "train": ("roots", "train", "Train once now and publish what was learnt."),
     "measure": ("roots", "measure", "Measure base, own adapter and every release on held-out rows."),
     "bundle": ("bundle", "bundle", "Carry feeds and blobs by file between members that have no link."),
+    "peer": ("peer", "peer", "List peers, add one, ban and unban them, without a restart."),
     "key": ("key", "key", "Show, rotate, revoke, back up and restore this node's keys; make API keys."),
     "fork": ("fork", "fork", "Show, export and check proofs that a member signed two histories."),
     "log": ("roots", "log", "Show releases with who contributed and what each voter measured."),

@@ -292,6 +292,7 @@ def charter(out: Console, result: Result) -> None:
         pairs.append((key, text(result.get(key))))
     for part in ("adapter", "update", "gate", "release", "witness"):
         pairs.append((part, ", ".join(f"{key} {_short(value)}" for key, value in (result.get(part) or {}).items())))
+    pairs += [("relay", text(relay)) for relay in result.get("relays") or []]
     facts(out, pairs)
     out.print()
     members = result.get("members") or []

@@ -63,10 +63,11 @@ def serve(
     digest, NAME@DIGEST. A new export in FOLDER becomes latest within seconds; requests under way end on what they began with.
     """
     import asyncio
-    import logging
 
     from node.cli.progress import staged
     from node.home import model_cache
+    from node.logs import Logs
+    from node.sections import Log
     from node.serving import replica
     from node.serving.models import Load
 
@@ -74,9 +75,7 @@ def serve(
     given = [*keys, *(_lines(api_key_file) if api_key_file else [])]
     if any(len(key) < 8 for key in given):
         raise click.UsageError("an API key has at least 8 characters")
-    logging.basicConfig(level=logging.INFO, format="ts=%(asctime)s level=%(levelname)s log=%(name)s %(message)s")
-    for noisy in ("httpx", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    Logs(folder).turn(Log())
     with staged(progress_console()) as on_progress:
         on_progress("checking the exports", 0.0)
         first = replica.open_first(folder)

@@ -1,4 +1,4 @@
-"""`fishernet config`: show | check | set."""
+"""`fishernet config`: show | check | set | reload."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from node.cli.options import accepts_common, here
+from node.cli.options import accepts_common, here, table_of
 from protocol.canon import Json
 
 
@@ -55,7 +55,7 @@ def check(file: Path | None) -> None:
 def set_(key: str, value: str) -> None:
     """Change one setting in place, comments are kept: fishernet config set train.steps 20.
 
-    VALUE is TOML; a plain word is a text. The daemon reads it at its next start.
+    VALUE is TOML; a plain word is a text. A running node takes it up with `fishernet config reload`, else at its next start.
     """
     from node import config as configuration
 
@@ -67,3 +67,24 @@ def set_(key: str, value: str) -> None:
     shown: Json = new.model_dump(mode="json")[section][name]
     result: Json = {"key": key, "value": shown}
     here().answer(result, lambda out, v: click.echo(f"{v['key']} = {configuration.literal(v['value'])}"))
+
+
+@config.command()
+@accepts_common
+def reload() -> int:
+    """Have the running node read node.toml again; what can change at once does, what needs a restart is named.
+
+    A file that is not acceptable changes nothing. SIGHUP does the same. Ends with 1 when a part could not take its settings.
+    """
+
+    def people(out: object, result: dict[str, Any]) -> None:
+        click.echo("changed: " + (", ".join(result["changed"]) or "nothing"))
+        for key, why in result["restart"].items():
+            click.echo(f"needs a restart: {key} ({why})")
+        for key, cause in result["failed"].items():
+            click.echo(f"not taken: {key}: {cause}")
+
+    invocation = here()
+    result = table_of(invocation.ask("config.reload"))
+    invocation.answer(dict(result), people)
+    return 1 if result["failed"] else 0

@@ -79,7 +79,7 @@ def changes(charter: Charter, args: Mapping[str, Json]) -> list[dict[str, Json]]
         NotAllowed: a key that the charter does not have, or a value that no node could follow.
         BadCharter: the outcome would not be a valid charter.
     """
-    now = charter.to_json()
+    now = {"relays": [], **charter.to_json()}
     wanted: dict[str, Json] = {}
     given = args.get("changes")
     for path, value in (given if isinstance(given, dict) else {}).items():

@@ -15,6 +15,8 @@ from ledger.precedence import came_first, earlier_than
 from node.collective.replay import Replay
 from protocol.ids import EventId, MemberId
 
+MAX_COMPARED = 4096  # contributions of which is remembered how far they were compared
+
 
 def original(
     fold: Collective, replay: Replay, copy: Contribution, among: Mapping[MemberId, Iterable[Contribution]]
@@ -49,15 +51,27 @@ def found(fold: Collective, replay: Replay, where: Place, left_out: Collection[E
 
 
 def repeated(fold: Collective, replay: Replay, contribution: Contribution) -> bool:
-    """Whether a pending contribution repeats one of another seat that came first and was not left out."""
+    """Whether a pending contribution repeats one of another seat that came first and was not left out.
+
+    Asked with every blob that comes, so what was found unlike is not looked at again: `replay.compared` says how far this one
+    was compared since the last decision, and which before that are alike or not here yet.
+    """
+    decided, published = len(fold.decisions), fold.published
+    when, end, left = replay.compared.pop(contribution.event, (decided, 0, ()))
+    if when != decided:
+        end, left = 0, ()
+    upto = len(published)
+    first, mine = earlier_than(fold, contribution), fold.owner(contribution.member)
+    fresh = [c for c in published[end:upto] if c.epoch == contribution.epoch and first(c) and fold.owner(c.member) != mine]
+    undecided = tuple(c for c in (*left, *fresh) if not replay.unlike(contribution, c))
+    replay.compared[contribution.event] = (decided, upto, undecided)
+    while len(replay.compared) > MAX_COMPARED:
+        del replay.compared[next(iter(replay.compared))]
+    if not undecided:
+        return False
     cut = fold.current_cut()
     gone = {x.event for x in cut.excluded} if cut else set()
-    epoch = contribution.epoch
-    among: dict[MemberId, list[Contribution]] = {}
-    for feed, published in fold.contributions.items():
-        kept = [c for c in published if c.epoch == epoch and c.event not in gone]
-        among.setdefault(fold.owner(feed), []).extend(kept)
-    return original(fold, replay, contribution, among) is not None
+    return any(c.event not in gone and replay.is_copy(contribution, c) for c in undecided)
 
 
 def wrong(fold: Collective, replay: Replay, cut: Cut) -> str | None:

@@ -64,9 +64,9 @@ class Scales:
         self._known: dict[tuple[str, tuple[str, ...]], Loss] = {}
         self._lock = asyncio.Lock()
 
-    def use(self, datasets: Sequence[str]) -> None:
-        """Measure on the held-out parts of these data sets from now on, as they are now."""
-        self._datasets = tuple(datasets)
+    def use(self, datasets: Sequence[str], max_rows: int | None = None) -> None:
+        """Measure on the held-out parts of these data sets from now on, as they are now, on at most `max_rows` rows if given."""
+        self._datasets, self._max_rows = tuple(datasets), max_rows or self._max_rows
         self._permitted = None
         self._known = {}  # a measurement that is on its way belongs to what was before
 

@@ -7,7 +7,7 @@ out gives the bytes of never having had it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from ledger.collective import Collective, Contribution
 from ledger.cuts import Cut, RegisterDigest
 from node.collective import gate
 from node.collective.gate import Reject
+from node.collective.sums import Sum, Sums
 from protocol.ids import Digest, EventId, MemberId
 from protocol.sparse import SparseUpdate
 
@@ -56,6 +57,8 @@ class Replay:
         self._examined: dict[_Key, gate.Accept | Reject] = {}
         self._bytes = 0
         self._alike: dict[tuple[EventId, EventId], bool] = {}
+        self.compared: dict[EventId, tuple[int, int, tuple[Contribution, ...]]] = {}  # kept by `copying.repeated`
+        self._sums: Sums[Contribution] = Sums()
         self._lock = threading.Lock()
 
     def examine(self, contribution: Contribution) -> gate.Accept | Reject | None:
@@ -106,6 +109,12 @@ class Replay:
             self._alike[key] = alike
         return alike
 
+    def unlike(self, copy: Contribution, original: Contribution) -> bool:
+        """Whether both blobs are here and neither contribution repeats the other: that stays so."""
+        if self.is_copy(copy, original):
+            return False
+        return self.examine(copy) is not None and self.examine(original) is not None
+
     def charter_of(self, epoch: Digest) -> Charter | None:
         """The latest charter whose epoch it is."""
         return next((c for c in reversed(self._collective.charters) if c.epoch_id == epoch), None)
@@ -121,20 +130,55 @@ class Replay:
             MergeRefused: a recipe that this version does not know.
         """
         coordinates = charter.adapter.coordinates
-        by_member: dict[MemberId, list[SparseUpdate]] = {}
-        lacking = []
+        by_member: dict[MemberId, dict[Hashable, Contribution]] = {}
+        for contribution in contributions:
+            key = self._key(contribution)
+            if key is not None:
+                by_member.setdefault(self._collective.owner(contribution.member, height), {})[key] = contribution
+        lacking: list[Digest] = []
+        registers: dict[MemberId, Register] = {}
+        for member, parts in sorted(by_member.items()):
+            found = self._summed(member, coordinates, parts)
+            if isinstance(found, Missing):
+                lacking += found.blobs
+            elif found.taken:
+                registers[member] = found.register
+        if lacking:
+            return Missing(blobs=tuple(sorted(lacking)))
+        weights = self._collective.weights(charter, registers, height)
+        vector = recipes.merge(charter.recipe, registers, weights, len(weights), coordinates)
+        return Model(vector=vector, digest=merging.model_digest(vector), registers=registers)
+
+    def _key(self, contribution: Contribution) -> _Key | None:
+        """A contribution under the checks that decide on it; None: its epoch is not one of this collective."""
+        charter = self._collective.charter_for(contribution)
+        return None if charter is None else (contribution.event, charter.gate, charter.update)
+
+    def _summed(
+        self, member: MemberId, coordinates: int, parts: Mapping[Hashable, Contribution]
+    ) -> Sum[Contribution] | Missing:
+        """The register of exactly these contributions, made out of the one that was asked for before where that is near."""
+        start = self._sums.nearest(member, coordinates, parts)
+        gone = self._updates(c for key, c in start.parts.items() if key not in parts)
+        if isinstance(gone, Missing):  # a blob is gone that has to be taken out: anew
+            start, gone = Sum(parts={}, taken=0, register=merging.empty(coordinates)), []
+        fresh = self._updates(c for key, c in parts.items() if key not in start.parts)
+        if isinstance(fresh, Missing):
+            return fresh
+        found = start.changed(parts, fresh, gone)
+        self._sums.keep(member, coordinates, found)
+        return found
+
+    def _updates(self, contributions: Iterable[Contribution]) -> list[SparseUpdate] | Missing:
+        """The updates of those that pass the hard checks."""
+        lacking, updates = [], []
         for contribution in contributions:
             answer = self.examine(contribution)
             if answer is None:
                 lacking.append(contribution.blob)
             elif not isinstance(answer, Reject):
-                by_member.setdefault(self._collective.owner(contribution.member, height), []).append(answer.update)
-        if lacking:
-            return Missing(blobs=tuple(sorted(lacking)))
-        registers = {m: merging.registers_of(updates, coordinates) for m, updates in sorted(by_member.items())}
-        weights = self._collective.weights(charter, registers, height)
-        vector = recipes.merge(charter.recipe, registers, weights, len(weights), coordinates)
-        return Model(vector=vector, digest=merging.model_digest(vector), registers=registers)
+                updates.append(answer.update)
+        return Missing(blobs=tuple(sorted(lacking))) if lacking else updates
 
     def of_cut(self, charter: Charter, cut: Cut) -> Model | Missing:
         """The model of a cut: its registers are the sums of exactly the contributions it covers."""
@@ -145,15 +189,9 @@ class Replay:
 
     def alone(self, charter: Charter, contributions: Iterable[Contribution]) -> Model | Missing:
         """What one member's contributions add up to, as an adapter by itself: the exact sum, whatever the recipe."""
-        lacking, updates = [], []
-        for contribution in contributions:
-            answer = self.examine(contribution)
-            if answer is None:
-                lacking.append(contribution.blob)
-            elif not isinstance(answer, Reject):
-                updates.append(answer.update)
-        if lacking:
-            return Missing(blobs=tuple(sorted(lacking)))
+        updates = self._updates(contributions)
+        if isinstance(updates, Missing):
+            return updates
         coordinates = charter.adapter.coordinates
         one, register = MemberId(""), merging.registers_of(updates, coordinates)
         vector = recipes.merge("contributor-mean/1", {one: register}, {one: 1}, 1, coordinates)

@@ -71,6 +71,7 @@ class Seat:
         self._listeners: list[Changed] = []
         self._named: dict[MemberId, int] = {}
         self._frozen = False
+        self._founded: int | None = None
         self.full: str | None = None  # why the last append found no room; None once one went through
         for each in store.members(collective):
             self._replay(each)
@@ -180,6 +181,17 @@ class Seat:
             self._past = (charter, past_in(self.fold))
         return self._past[1]
 
+    def size(self, member: MemberId) -> int:
+        """How many entries of a feed were applied."""
+        return self.fold.sizes.get(member, 0)
+
+    def founded_ms(self) -> int | None:
+        """When the collective was founded, as its founder's first entry says (ms since 1970); None before that is here."""
+        if self._founded is None and self.fold.founder is not None:
+            first = self.store.records(self.collective, self.fold.founder, 0, 1)
+            self._founded = first[0].entry.header.ts if first else None
+        return self._founded
+
     def fork_found(self, fork: Fork) -> None:
         """Our sync has convicted a member, and the store has frozen its feed: say so in our feed, once."""
         self._look_for_forks()
@@ -200,14 +212,24 @@ class Seat:
             self.append(events.ForkFound(member=fork.member, proof=proof))
 
     def _learn_forks(self, records: Sequence[Record]) -> None:
-        """Freeze what others have proven forked; the proof is checked, the teller is not believed."""
+        """Freeze what others have proven forked; the proof is checked, the teller is not believed.
+
+        A proof convicts without other entries, or it is not told; the fold checks a bounded number of each teller.
+        """
         told = [r for r in records if r.entry.header.type == events.ForkFound.TYPE and r.body is not None]
+        frozen = {fork.member for fork in self.store.forks(self.collective)} if told else set()
         for record in told:
             with contextlib.suppress(Refused, KeyError):
                 body = events.parse(events.ForkFound.TYPE, record.body.value() if record.body else {})
-                fork = forks.decode(body.proof.encode("utf-8") if isinstance(body, events.ForkFound) else b"")
+                if not isinstance(body, events.ForkFound) or body.member in frozen:
+                    continue
+                by = self.fold.forked.get(body.member, {}) | self.fold.forks_claimed.get(body.member, {})
+                if record.entry.header.member not in by:
+                    continue  # the fold has looked at it and was not convinced
+                fork = forks.decode(body.proof.encode("utf-8"))
                 if fork.collective == self.collective and fork.member in self.fold.ever_members():
                     self.store.add_fork(fork)
+                    frozen.add(fork.member)
         if told:
             self._look_for_forks()
 

@@ -63,6 +63,11 @@ class Witnessing:
                 if self.due():
                     await self._pace()
 
+    def beat_every(self, seconds: float) -> None:
+        """Write a sign of life after so many seconds without another entry, from now on."""
+        self._heartbeat_s = seconds
+        self._changed.set()
+
     def due(self) -> list[MemberId]:
         """The feeds with something new that this node has not cosigned yet, and whose signed head it holds in full."""
         seat = self._seat

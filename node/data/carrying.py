@@ -37,12 +37,11 @@ from node.syncing.parcels import Reader, Writer
 from protocol import envelope, parcel, wire
 from protocol.canon import Json
 from protocol.errors import Refused
-from protocol.ids import CollectiveId, Digest, MemberId, as_hex
+from protocol.ids import CollectiveId, Digest, MemberId
 from protocol.parcel import Blob, Header, Page
 
 log = logging.getLogger("fishernet.bundle")
 Args = Mapping[str, Json]
-Told = Callable[[str, float], None]
 _PREFIX: Final = 8
 _PASSES: Final = 3
 _LISTED: Final = 100  # of each kind of trouble

@@ -17,8 +17,8 @@ from ledger import events
 from ledger.access import egress
 from ledger.access.egress import Accept, Answer, Facts, Policy, Reject
 from node.collective.seat import Seat
-from node.config import Egress as Settings
 from node.errors import AppendPaused, EgressStopped
+from node.sections import Egress as Settings
 from protocol import contribution as blobs
 from protocol import sparse
 from protocol.errors import Refused
@@ -38,6 +38,11 @@ class Egress:
         self._digest = policy.digest
         self.layout = layout
         self._kept_from: set[MemberId] = set()
+
+    def use(self, policy: Policy) -> None:
+        """Keep to another policy from now on; it is in our feed before anything is decided under it."""
+        self.policy, self._digest = policy, policy.digest
+        self._kept_from.clear()
 
     def in_force(self) -> Digest:
         """The policy's digest; written into our feed first when it is not the last one there (raises AppendPaused)."""

@@ -1,8 +1,8 @@
 """Reaching peers behind NAT: which relays there are, what p2pd is told about them, and the ways through them to a peer.
 
-Relays come from the charter (all members know the same ones) and from the operator. A node that nobody can dial keeps a reservation
-at them (AutoRelay); since everybody knows the relays, a missing peer is also tried through each of them, whether it said so or not
-(libp2p circuit relay v2). A relay sees who talks to whom and how much, never what. Knows no network and no process. Pure.
+Relays come from the charter (all members know the same ones) and from the operator. A node that nobody can dial keeps a
+reservation at them (AutoRelay); since everybody knows the relays, a missing peer is also tried through each of them, whether it
+said so or not (libp2p circuit relay v2). A relay sees who talks to whom and how much, never what. Knows no network, no process.
 """
 
 from __future__ import annotations

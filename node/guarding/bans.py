@@ -2,8 +2,8 @@
 
     bans.json   written here only (mode 0600); losing it lifts the bans
 Bans by the operator end only when told; bans by the guard end by themselves, and each further one of the same peer or member
-lasts four times longer. Knows no faults and no clock. Invariant: at most `MAX_BANS` bans of each kind, and strangers' bans never
-displace those of members or of the operator.
+lasts four times longer. Knows no faults and no clock. Invariant: at most `MAX_BANS` bans of each kind (for a while an eighth
+more), and strangers' bans never displace those of members or of the operator.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class BanBook:
         """Read what an earlier run kept; a damaged file is put aside and said."""
         self._path = path
         self._bans: dict[str, Ban] = {}
+        self._look_at = MAX_BANS
         self._times: dict[str, tuple[int, float]] = {}  # who -> bans so far, end of the last
         if path is not None and path.exists():
             self._load(path)
@@ -97,6 +98,7 @@ class BanBook:
             return
         if ban.by == "operator" and held is None and sum(b.by == "operator" for b in self) >= MAX_BANS:
             raise TooLarge(f"couldn't ban {ban.who[:16]}: {MAX_BANS} bans of yours stand already; lift some")
+        self._bans.pop(ban.who, None)  # the newest last
         self._bans[ban.who] = ban
         if ban.by == "guard":
             self._times.pop(ban.who, None)
@@ -131,11 +133,13 @@ class BanBook:
             log.warning("event=bans-not-saved path=%s cause=%s", self._path, e.strerror)
 
     def _trim(self) -> None:
-        strangers = [b for b in self._bans.values() if b.by == "guard" and b.member is None]
-        members = [b for b in self._bans.values() if b.by == "guard" and b.member is not None]
-        for group in (strangers, members):
-            for ban in sorted(group, key=lambda b: b.until or 0.0)[: max(0, len(group) - MAX_BANS)]:
-                del self._bans[ban.who]
+        """The oldest bans of strangers go, and of members; looked at only when there may be an eighth too many."""
+        if len(self._bans) >= self._look_at:
+            for strangers in (True, False):
+                group = [b for b in self._bans.values() if b.by == "guard" and (b.member is None) == strangers]
+                for ban in group[: max(0, len(group) - MAX_BANS)]:
+                    del self._bans[ban.who]
+            self._look_at = len(self._bans) + MAX_BANS // 8
         while len(self._times) > 2 * MAX_BANS:
             del self._times[next(iter(self._times))]
 

@@ -18,16 +18,17 @@ from pathlib import Path
 from node.errors_network import OverQuota
 from node.guarding.bans import Ban, BanBook, parse_who, text_of
 from node.guarding.buckets import Bucket
-from node.guarding.limits import Fault, Kind, Limits, Quota, family
+from node.guarding.limits import Fault, Kind, Limits, Quota, Rate, family, fault_of
 from protocol.canon import Json
 from protocol.ids import MemberId, PeerId
 
-__all__ = ["Ban", "Fault", "Guard", "Limits"]
+__all__ = ["Ban", "Fault", "Guard", "Limits", "fault_of"]
 
 log = logging.getLogger(__name__)
 
 MAX_MEMBERS = 2048  # accounts
 MAX_STRANGERS = 1024
+_SAID = Rate(per_s=0.1, burst=20)  # bans of strangers that are told one by one
 _FORGET_S = 7 * 86_400.0  # a ban that ended longer ago does not make the next one longer
 
 
@@ -71,6 +72,7 @@ class Guard:
         self._strangers: OrderedDict[PeerId, _Account] = OrderedDict()
         self._crowd = _Account(limits.strangers)
         self._streams = self._held = 0
+        self._say = Bucket(_SAID, clock())
         self._counts: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
 
@@ -221,6 +223,11 @@ class Guard:
             account.points = 0.0
             self._ban_for(peer, fault)
 
+    def blame(self, peer: PeerId, error: Exception) -> None:
+        """Count the fault that `error` shows, raised by bytes of `peer`; most errors show none."""
+        if (fault := fault_of(error)) is not None:
+            self.fault(peer, fault)
+
     def _ban_for(self, peer: PeerId, fault: Fault) -> None:
         now = self._wall()
         times = self._book.times(peer, now, _FORGET_S) + 1
@@ -232,9 +239,10 @@ class Guard:
         )
         self._book.put(ban)
         self._counts["bans_made"] += 1
-        whom = member[:12] if member else "none"
-        log.warning("event=ban peer=%s member=%s code=%s seconds=%.0f", peer[-6:], whom, fault.code, lasts)
-        self.told(ban)
+        if member is not None or self._say.take(1, self._clock()):  # strangers come by the thousand: not a line for each
+            whom = member[:12] if member else "none"
+            log.warning("event=ban peer=%s member=%s code=%s seconds=%.0f", peer[-6:], whom, fault.code, lasts)
+            self.told(ban)
 
     # -- bans --------------------------------------------------------------------------------------------------------
     def banned(self, peer: PeerId) -> bool:
@@ -259,9 +267,11 @@ class Guard:
         peer, member = parse_who(who)
         now = self._wall()
         until = None if seconds is None else now + max(0.0, seconds)
+        member = self.member_of(peer) if peer is not None else member
         ban = Ban(peer=peer, member=member, by="operator", code="operator", why=text_of(why), since=now, until=until)
         self._book.put(ban)
         log.warning("event=ban who=%s by=operator until=%s", who[-12:], "lifted" if until is None else f"{until:.0f}")
+        self.told(ban)
         return ban
 
     def unban(self, who: str) -> bool:
@@ -282,6 +292,15 @@ class Guard:
     def save(self) -> None:
         """Keep all bans on disk, those of strangers too: at the end of a run."""
         self._book.save()
+
+    def use(self, limits: Limits) -> None:
+        """Go by other limits from now on; streams that are open stay."""
+        self._limits, self._crowd.quota = limits, limits.strangers
+        self._crowd.buckets.clear()
+        for accounts, quota in ((self._members, limits.member), (self._strangers, limits.stranger)):
+            for account in accounts.values():
+                account.quota, account.refusals = quota, None
+                account.buckets.clear()
 
     @property
     def refused(self) -> int:

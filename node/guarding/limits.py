@@ -8,12 +8,13 @@ checks (about 0.1 ms each).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 from protocol import wire
+from protocol.errors import Refused
 
 MIB: Final = 1 << 20
 Kind: TypeAlias = Literal["requests", "in", "out", "verify", "gossip"]
@@ -34,6 +35,7 @@ def _requests() -> Mapping[str, Rate]:
             family(wire.HEADS): Rate(per_s=10, burst=200),
             family(wire.FEED): Rate(per_s=200, burst=2000),
             family(wire.BLOB): Rate(per_s=1000, burst=5000),
+            family(wire.HAVE): Rate(per_s=50, burst=500),
         }
     )
 
@@ -87,6 +89,9 @@ STRANGER: Final = Quota(  # one of them
 )
 
 
+_REFUSALS: Final = Rate(per_s=20, burst=2000)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Everything that can be set. A ban comes after `threshold` points, and each further one lasts four times longer."""
@@ -101,11 +106,33 @@ class Limits:
     member: Quota = MEMBER
     strangers: Quota = STRANGERS
     stranger: Quota = STRANGER
-    refusals: Rate = field(default=Rate(per_s=20, burst=2000))  # who asks on after so many refusals is a flood
+    refusals: Rate = _REFUSALS  # who asks on after so many refusals is a flood
     threshold: float = 100.0  # points; at half of them a member gets a stranger's share
     half_life_s: float = 600.0  # of points
     first_ban_s: float = 300.0
     longest_ban_s: float = 7 * 86_400.0
+
+
+def limits_of(
+    *, streams: int, requests_per_s: int, member_mib_per_s: int, stranger_requests_per_s: int, first_ban_s: int
+) -> Limits:
+    """The limits that a configuration asks for; bursts keep their proportion to the rate."""
+    blob, feed = requests_per_s, requests_per_s / 5
+    requests = {
+        **MEMBER.requests,
+        family(wire.BLOB): Rate(per_s=blob, burst=5 * blob),
+        family(wire.FEED): Rate(per_s=feed, burst=10 * feed),
+    }
+    sent = Rate(per_s=member_mib_per_s * MIB, burst=2 * member_mib_per_s * MIB)
+    crowd = Rate(per_s=stranger_requests_per_s, burst=6 * stranger_requests_per_s)
+    one = Rate(per_s=max(1.0, stranger_requests_per_s / 5), burst=3 * stranger_requests_per_s)
+    return Limits(
+        streams=streams,
+        member=replace(MEMBER, requests=MappingProxyType(requests), sent=sent),
+        strangers=replace(STRANGERS, other=crowd),
+        stranger=replace(STRANGER, other=one),
+        first_ban_s=float(first_ban_s),
+    )
 
 
 class Fault(Enum):
@@ -127,3 +154,23 @@ class Fault(Enum):
     def __init__(self, code: str, points: float) -> None:
         """Keep both parts of the value by name."""
         self.code, self.points = code, points
+
+
+_BY_CODE: Final = {
+    "malformed": Fault.MALFORMED,
+    "not-canonical": Fault.MALFORMED,
+    "bad-chain": Fault.MALFORMED,
+    "bad-commitment": Fault.MALFORMED,
+    "too-large": Fault.LYING_LENGTH,
+    "bad-signature": Fault.BAD_SIGNATURE,
+    "bad-key": Fault.BAD_SIGNATURE,
+    "wrong-proof": Fault.BAD_SIGNATURE,
+    "wrong-peer": Fault.WRONG_PEER,
+    "blob-corrupt": Fault.BAD_BLOB,
+    "blob-too-large": Fault.LYING_LENGTH,
+}
+
+
+def fault_of(error: Exception) -> Fault | None:
+    """The fault of the peer whose bytes raised `error`; None where an honest peer may cause it too, or where it is another's."""
+    return _BY_CODE.get(getattr(error, "code", "")) if isinstance(error, Refused) else None

@@ -76,7 +76,7 @@ def check_ports(listen: Iterable[str]) -> None:
 
 def with_port(listen: tuple[str, ...], visible: tuple[str, ...]) -> tuple[str, ...]:
     """A single address with port 0 keeps, in later lives, the port that the system chose."""
-    ports = {addresses.port(a) for a in visible if is_dialable(a) and not addresses.is_circuit(a)}
+    ports = {addresses.port(address) for address in direct(visible)}
     if len(listen) == 1 and addresses.port(listen[0]) == 0 and len(ports) == 1:
         return (f"{listen[0].rsplit('/', 1)[0]}/{ports.pop()}",)
     return listen
@@ -88,3 +88,20 @@ def is_dialable(address: str) -> bool:
         return addresses.port(addresses.check_address(address)) > 0
     except Refused:
         return False
+
+
+def shown(visible: Iterable[str]) -> tuple[str, ...]:
+    """What others are told of the addresses that p2pd sees: at most 8 that can be dialled, 3 of them circuits.
+
+    Loopback is told only where there is nothing else: elsewhere it would be somebody else's.
+    """
+    visible = tuple(visible)
+    circuits = [address for address in visible if is_dialable(address) and addresses.is_circuit(address)][:3]
+    here = direct(visible)
+    outside = [address for address in here if not is_local([address])]
+    return tuple((outside or here)[: 8 - len(circuits)] + circuits)
+
+
+def direct(visible: Iterable[str]) -> list[str]:
+    """Those of p2pd's addresses that are TCP ports of this machine."""
+    return [address for address in visible if is_dialable(address) and not addresses.is_circuit(address)]

@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from node.errors_network import StreamEnded
 from node.network.links import Links
 from protocol.ids import PeerId
 
 Tap: TypeAlias = Callable[[bytes], None]
+Paced: TypeAlias = Callable[[Literal["in", "out"], int], float]
 
 _CLOSE_S = 1.0
+_LONGEST_PACE_S = 60.0
 
 
 class PeerStream:
@@ -32,9 +34,14 @@ class PeerStream:
         *,
         tap: Tap | None,
         links: Links,
+        paced: Paced | None = None,
     ) -> None:
-        """Wrap both halves; `tap` sees what is sent before anything else does, `links` what was measured."""
+        """Wrap both halves; `tap` sees what is sent before anything else does, `links` what was measured.
+
+        `paced` counts bytes and says how many seconds to wait then; None: this stream is as fast as it can be.
+        """
         self._peer, self._reader, self._writer, self._tap, self._links = peer, reader, writer, tap, links
+        self._paced = paced
         self._asked_at: float | None = None  # when we wrote last, until something came back
 
     @property
@@ -68,6 +75,7 @@ class PeerStream:
             self._links.answered(self._peer, now - self._asked_at)
         self._asked_at = None
         self._links.note(self._peer, size, now - began)
+        await self._slow_down("in", size)
         return data
 
     async def write(self, data: bytes) -> None:
@@ -76,6 +84,7 @@ class PeerStream:
         Raises:
             StreamEnded: the peer does not take it.
         """
+        await self._slow_down("out", len(data))
         if self._tap is not None:
             self._tap(data)
         limit = self._links.deadline(self._peer, len(data))
@@ -89,6 +98,10 @@ class PeerStream:
                 self._links.missed(self._peer, len(data), limit)
             raise StreamEnded(f"couldn't write to {self._peer[-6:]}: {type(e).__name__}") from None
         self._asked_at = time.monotonic()
+
+    async def _slow_down(self, way: Literal["in", "out"], size: int) -> None:
+        if self._paced is not None and (wait := self._paced(way, size)) > 0:
+            await asyncio.sleep(min(wait, _LONGEST_PACE_S))
 
     def abort(self) -> None:
         """Drop the stream with whatever is still buffered."""

@@ -1,7 +1,7 @@
-"""The swarm: keeps p2pd alive, redials peers, serves and opens streams, announces, and tells the DHT where we are.
+"""The swarm: keeps p2pd alive, serves and opens streams, announces. `redialling` finds others, `presence` lets them find us.
 
-One turn of the loop in `Swarm.run` is one life of p2pd: start it, register handlers, subscribe, dial, and when it dies or
-stops answering, kill it and begin again with the same identity and port. Nobody redials a peer for us, so we do.
+One turn of the loop in `Swarm.run` is one life of p2pd: start it, register handlers, subscribe, dial, and when it dies, stops
+answering, or is to run with other settings, kill it and begin again with the same identity and port.
 Only bytes and peer ids cross the surface; all bytes that we author pass the tap. Knows nothing of feeds, members or blobs.
 Invariant: when `run` has ended, no process and no task of ours is left.
 """
@@ -10,48 +10,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
 from node.errors_network import BadTransport, PeerUnreachable, PortTaken, SwarmDown
-from node.finding import addresses as multiaddrs
 from node.finding import rendezvous
 from node.finding.addresses import AddressBook
-from node.finding.backoff import Backoff
+from node.finding.contacts import Contacts
+from node.finding.relays import Nat, merged
 from node.guarding.guard import Guard
 from node.network import endpoints
-from node.network.p2pd import CALL_S, DaemonConfig, P2pd, Serve
 from node.network.links import Links
-from node.network.streams import PeerStream, Tap
+from node.network.p2pd import CALL_S, DaemonConfig, P2pd, Serve
+from node.network.presence import Presence
+from node.network.redialling import Redialling
+from node.network.setup import SwarmConfig
+from node.network.streams import Paced, PeerStream, Tap
 from node.ports import Announced, Handler, PeersChanged
+from protocol import addresses as multiaddrs
 from protocol.canon import Json
 from protocol.errors import FishernetError
 from protocol.ids import PeerId, peer_id
+
+__all__ = ["MAX_ANNOUNCEMENT", "Swarm", "SwarmConfig"]
 
 log = logging.getLogger(__name__)
 
 MAX_ANNOUNCEMENT = 8 * 1024
 _TROUBLE = (FishernetError, OSError, EOFError)  # a TimeoutError is an OSError
-_SOCKET_ROOM = 104 - 30  # for "p2pclient-", 11 random characters and ".sock"
-_TICK_S, _PROBE_S, _RENDEZVOUS_S = 1.0, 4.0, 20.0
-_REDIAL_S = (1.0, 5.0)
-_DIALS_AT_ONCE = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwarmConfig:
-    """Where p2pd finds its identity, listens, keeps its sockets (a private, short path), and whom it knows."""
-
-    identity: Path
-    listen: tuple[str, ...]
-    run_dir: Path
-    known: tuple[str, ...] = ()  # /ip4/.../tcp/.../p2p/...
-    announce: tuple[str, ...] = ()  # published instead of the listening addresses
-    book: Path | None = None
-    guard: Guard | None = None  # what each peer may cost us; None: one with the usual limits, whose bans nobody keeps
+_SERVE_S, _HALT_S = 600.0, 0.4
 
 
 class Swarm:
@@ -65,32 +54,27 @@ class Swarm:
             Malformed: an address is not one.
         """
         self._key = endpoints.read_identity(config.identity)
-        self._transport = bytes(self._key.verify_key).hex()
         self._me = peer_id(bytes(self._key.verify_key))
         self._config, self._tap = config, tap
-        self._listen = tuple(multiaddrs.check_address(address) for address in config.listen)
-        if len(str(config.run_dir.absolute())) > _SOCKET_ROOM:
-            raise BadTransport(f"couldn't use {config.run_dir} for sockets: the path is too long")
-        self._book = AddressBook(config.book)
-        self._known: set[PeerId] = set()
-        for address in config.announce:
-            multiaddrs.check_address(address)
+        config.check()
+        self.guard = config.guard or Guard()
+        book = AddressBook(config.book)
+        self._contacts = Contacts(self._me, book, clock=time.monotonic, banned=self.guard.banned)
         for full in config.known:
-            self._note(*multiaddrs.split(full))
-        self._wanted: frozenset[PeerId] = frozenset()
+            self._note(full)
+        self._redialling = Redialling(self._me, self._contacts, self._look)
+        self._presence = Presence(self._me, config, self._contacts, out=self._out, woken=self._redialling.wake)
+        self._charter_relays: tuple[str, ...] = ()
         self._handlers: dict[str, Handler] = {}
         self._topics: dict[str, list[Announced]] = {}
         self._watchers: list[PeersChanged] = []
-        self._redials = Backoff(time.monotonic)
         self._streams: set[PeerStream] = set()
         self._serving: set[asyncio.Task[None]] = set()
-        self.guard = config.guard or Guard()
         self.links = Links()
         self._daemon: P2pd | None = None
         self._jobs: asyncio.TaskGroup | None = None
         self._connected: frozenset[PeerId] = frozenset()
-        self._visible: tuple[str, ...] = ()
-        self._wake = asyncio.Event()
+        self._renew = asyncio.Event()
         self._lives = self._dropped = self._handler_errors = 0
         self._last_error = ""
         self.ready = asyncio.Event()
@@ -111,7 +95,7 @@ class Swarm:
 
     def addresses(self) -> tuple[str, ...]:
         """Where we can be dialled, with our peer id; empty before the first life."""
-        return tuple(f"{address}/p2p/{self._me}" for address in self._reachable())
+        return tuple(f"{address}/p2p/{self._me}" for address in self._presence.addresses())
 
     def status(self) -> dict[str, Json]:
         """What `fishernet status` shows of the network."""
@@ -120,7 +104,7 @@ class Swarm:
             "up": self._daemon is not None,
             "pid": self._daemon.pid if self._daemon is not None else None,
             "peers": sorted(self._connected),
-            "missing": sorted(self._missing()),
+            "missing": sorted(self._contacts.missing(self._connected)),
             "addresses": list(self.addresses()),
             "streams": len(self._streams),
             "refused_streams": self.guard.refused,
@@ -128,6 +112,8 @@ class Swarm:
             "dropped": self._dropped,
             "handler_errors": self._handler_errors,
             "last_error": self._last_error,
+            "relays": len(self._nat.relays),
+            **self._contacts.status(),
         }
 
     def add_handler(self, protocol: str, handler: Handler) -> None:
@@ -146,8 +132,8 @@ class Swarm:
 
     def want(self, peers: Iterable[PeerId]) -> None:
         """Keep a connection to each of these from now on, besides those of the configuration and of `dial`."""
-        self._wanted = frozenset(peers)
-        self._wake.set()
+        self._contacts.want(peers)
+        self._redialling.wake()
 
     async def dial(self, full: str) -> PeerId:
         """Connect to `/ip4/.../tcp/.../p2p/...` and keep the connection.
@@ -156,18 +142,61 @@ class Swarm:
             Malformed: not such an address.
             PeerUnreachable: nobody of that name answers there now; it is tried again.
         """
-        address, peer = multiaddrs.split(full)
-        self._note(address, peer)
+        address, peer = self._note(full)
         daemon = self._daemon
         try:
             if daemon is None:
                 raise SwarmDown("the network is down")
-            await daemon.connect(peer, [address])
+            await self._redialling.dial(daemon, peer, [address])
             await self._look(daemon)
         except _TROUBLE as e:
-            self._wake.set()
+            self._redialling.wake()
             raise PeerUnreachable(f"couldn't dial {full}: {_cause(e)}") from None
         return peer
+
+    def add_peer(self, full: str) -> PeerId:
+        """Keep a connection to the peer at `/ip4/.../tcp/.../p2p/...` from now on; it is dialled at once.
+
+        Raises:
+            Malformed: not such an address.
+        """
+        _, peer = self._note(full)
+        self._redialling.wake()
+        return peer
+
+    async def forget_peer(self, peer: PeerId) -> None:
+        """Hang up, and know nothing of `peer` any more; a member is wanted again when the feeds are read again."""
+        self._contacts.forget(peer)
+        if self._daemon is not None:
+            with contextlib.suppress(*_TROUBLE):
+                await self._daemon.disconnect(peer)
+                await self._look(self._daemon)
+
+    def use_relays(self, relays: Iterable[str]) -> None:
+        """These are the relays that the charter names now, besides those of the configuration."""
+        before = self._nat
+        self._charter_relays = merged(relays)
+        self._renew_if(self._nat != before)
+
+    def reconfigure(self, config: SwarmConfig) -> frozenset[str]:
+        """Go on with `config`: peers, announced addresses and mDNS at once, listening and relays with a new life of p2pd.
+
+        Returns the names of fields that differ and count at the next start of the node only.
+
+        Raises:
+            Malformed: an address is not one; nothing has changed.
+        """
+        config.check()
+        old, before = self._config, self._nat
+        self._config, later = config.live(old)
+        for full in set(old.known) - set(config.known):
+            self._contacts.unname(multiaddrs.split(full)[1])
+        for full in config.known:
+            self._note(full)
+        self._presence.use(self._config)
+        self._renew_if(old.listen != config.listen or self._nat != before)
+        self._redialling.wake()
+        return later
 
     async def publish(self, topic: str, data: bytes) -> bool:
         """Announce `data` (at most 8 KiB) to whoever listens; False when it was dropped and counted."""
@@ -209,7 +238,16 @@ class Swarm:
             BadTransport: p2pd took another identity than ours.
         """
         self._config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        listen, pause, failed = self._listen, 0.1, 0
+        lan = asyncio.create_task(self._presence.tell_lan(self.ready.wait))
+        try:
+            await self._lives_on()
+        finally:
+            lan.cancel()
+            await asyncio.wait({lan})
+
+    async def _lives_on(self) -> None:
+        configured, failed = self._config.listen, 0
+        listen = configured
         while True:
             for stale in self._config.run_dir.glob("p2p*.sock"):  # a killed daemon leaves two
                 stale.unlink(missing_ok=True)
@@ -220,19 +258,25 @@ class Swarm:
                 await self._live(listen)
             except* _TROUBLE as group:
                 cause = _first(group)
-            if cause is not None:
+            if cause is not None and not self._renew.is_set():
                 self._trouble("life", cause)
                 if isinstance(cause, PortTaken | BadTransport) and not self._lives:
                     raise cause
-            failed = 0 if time.monotonic() - began > 10 else failed + 1
-            listen = endpoints.with_port(self._listen, self._visible) if failed < 3 else self._listen
-            pause = min(0.1 * 2**failed, 5.0)
-            await asyncio.sleep(pause)
+            failed = 0 if self._renew.is_set() or time.monotonic() - began > 10 else failed + 1
+            if configured != self._config.listen:
+                configured = listen = self._config.listen
+            else:
+                listen = endpoints.with_port(configured, self._presence.visible) if failed < 3 else configured
+            await asyncio.sleep(min(0.1 * 2**failed, 5.0) if failed else 0)
 
     async def _live(self, listen: tuple[str, ...]) -> None:
         seal = rendezvous.Seal(self._key)
+        self._renew.clear()
+        self._redialling.nat = nat = self._nat
         daemon = await P2pd.start(
-            DaemonConfig(identity=self._config.identity, listen=listen, run_dir=self._config.run_dir, seal=seal)
+            DaemonConfig(
+                identity=self._config.identity, listen=listen, run_dir=self._config.run_dir, seal=seal, nat=nat
+            )
         )
         try:
             if daemon.peer != self._me:
@@ -240,8 +284,9 @@ class Swarm:
             for protocol, handler in self._handlers.items():
                 await daemon.serve(protocol, self._served(protocol, handler))
             async with asyncio.TaskGroup() as jobs:
-                self._daemon, self._jobs, self._visible = daemon, jobs, daemon.visible
-                for job in (daemon.died(), self._probe(daemon), self._redial(daemon), self._meet(daemon)):
+                self._daemon, self._jobs, self._presence.visible = daemon, jobs, daemon.visible
+                told = self._presence.tell_dht(daemon, relays=bool(nat.relays))
+                for job in (daemon.died(), self._watch(daemon), self._redialling.run(daemon), told):
                     jobs.create_task(job)
                 for topic in self._topics:
                     jobs.create_task(self._hear(daemon, topic))
@@ -265,11 +310,14 @@ class Swarm:
                 self._serving.add(task)
                 task.add_done_callback(self._serving.discard)
             try:
-                async with self._stream(peer, reader, writer) as stream:
-                    with self.guard.stream(peer, protocol, known=self._trusts(peer)) as free:
+                known = self._trusts(peer)
+                paced = functools.partial(self.guard.pace, peer, known=known)
+                async with self._stream(peer, reader, writer, paced) as stream:
+                    with self.guard.stream(peer, protocol, known=known) as free:
                         if free:
                             await handler(stream)
             except _TROUBLE as e:
+                self.guard.blame(peer, e)  # a length that is a lie, bytes that are no request
                 log.debug("event=stream-ended protocol=%s peer=%s error=%s", protocol, peer[-6:], _cause(e))
             except Exception:  # a fault in one handler costs one stream, not the node
                 self._handler_errors += 1
@@ -279,9 +327,9 @@ class Swarm:
 
     @contextlib.asynccontextmanager
     async def _stream(
-        self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, paced: Paced | None = None
     ) -> AsyncIterator[PeerStream]:
-        stream = PeerStream(peer, reader, writer, tap=self._tap, links=self.links)
+        stream = PeerStream(peer, reader, writer, tap=self._tap, links=self.links, paced=paced)
         self._streams.add(stream)
         try:
             yield stream
@@ -289,24 +337,35 @@ class Swarm:
             self._streams.discard(stream)
             await stream.close()
 
-    async def _probe(self, daemon: P2pd) -> None:
-        while True:
-            await self._look(daemon)
-            await asyncio.sleep(_TICK_S)
+    async def _watch(self, daemon: P2pd) -> None:
+        """End the life when p2pd is seen stopped twice (once may be ourselves, stopped with it), or is to be another one."""
+        before = False
+        while not (before and daemon.halted()):
+            before = daemon.halted()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_HALT_S):
+                    await self._renew.wait()
+                    raise SwarmDown("couldn't go on with p2pd: its settings have changed")
+        raise SwarmDown("couldn't ask p2pd: it was stopped")
 
-    async def _look(self, daemon: P2pd) -> None:
-        """See who is connected; a p2pd that does not answer is frozen, and the life ends."""
-        try:
-            async with asyncio.timeout(_PROBE_S):
-                connected = await daemon.connected()
-        except TimeoutError:
-            raise SwarmDown(f"couldn't ask p2pd: no answer for {_PROBE_S:.0f} s") from None
+    async def _look(self, daemon: P2pd) -> frozenset[PeerId]:
+        """See who is connected, and hang up on whom we banned; a p2pd that does not answer is frozen, and the life ends."""
+        connected = await daemon.connected()
+        for peer in filter(self.guard.banned, connected):
+            with contextlib.suppress(*_TROUBLE):
+                await daemon.disconnect(peer)
         if daemon is self._daemon:
             self._see(connected)
+        return connected
 
     def _see(self, connected: frozenset[PeerId]) -> None:
         if connected == self._connected:
             return
+        if connected - self._connected:
+            self._presence.met()
+        if self._daemon is not None:
+            for peer in self._connected - connected:
+                self._daemon.lost(peer)
         self._connected = connected
         for changed in self._watchers:
             changed(connected)
@@ -317,57 +376,22 @@ class Swarm:
                 for announced in self._topics[topic]:
                     announced(data)
 
-    # -- finding each other ------------------------------------------------------------------------------------------
-    def _missing(self) -> frozenset[PeerId]:
-        return (self._wanted | self._known) - self._connected - {self._me}
-
-    async def _redial(self, daemon: P2pd) -> None:
-        """Whoever comes back dials everybody at once; then each missing peer again, with a growing pause."""
-        self._redials = Backoff(time.monotonic)
-        while True:
-            due = [peer for peer in self._missing() if not self._redials.blocked(peer)]
-            for start in range(0, len(due), _DIALS_AT_ONCE):
-                await asyncio.gather(*(self._reach(daemon, peer) for peer in due[start : start + _DIALS_AT_ONCE]))
-            if due:
-                await self._look(daemon)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TICK_S):
-                    await self._wake.wait()
-            self._wake.clear()
-
-    async def _reach(self, daemon: P2pd, peer: PeerId) -> None:
-        """Try the remembered addresses, then what the peer says about itself in the DHT."""
-        known = self._book.addresses(peer)
-        with contextlib.suppress(*_TROUBLE):
-            if known:
-                return await daemon.connect(peer, known)
-        with contextlib.suppress(*_TROUBLE):
-            record = await daemon.get_record(multiaddrs.transport(peer))
-            fresh = rendezvous.unpack(record) if record is not None else ()
-            if self._book.remember(peer, fresh):
-                return await daemon.connect(peer, fresh)
-        self._redials.fail(peer, _REDIAL_S)
-        return None
-
-    async def _meet(self, daemon: P2pd) -> None:
-        """Keep our own addresses in the DHT; its memory is that of its nodes."""
-        while True:
-            with contextlib.suppress(*_TROUBLE):
-                value = rendezvous.pack(self._reachable())
-                self._out(value)
-                await daemon.put_record(self._transport, value)
-            await asyncio.sleep(_RENDEZVOUS_S)
-
-    def _reachable(self) -> tuple[str, ...]:
-        return tuple(address for address in self._config.announce or self._visible if endpoints.is_dialable(address))
-
-    def _note(self, address: str, peer: PeerId) -> None:
-        self._book.remember(peer, [address])
-        self._known.add(peer)
-
     # -- small things ------------------------------------------------------------------------------------------------
     def _trusts(self, peer: PeerId) -> bool:
-        return peer in self._wanted or peer in self._known
+        return self._contacts.trusted(peer)
+
+    @property
+    def _nat(self) -> Nat:
+        return self._config.nat(self._charter_relays)
+
+    def _note(self, full: str) -> tuple[str, PeerId]:
+        address, peer = multiaddrs.split(full)
+        self._contacts.name(peer, [address])
+        return address, peer
+
+    def _renew_if(self, changed: bool) -> None:
+        if changed:
+            self._renew.set()
 
     def _out(self, data: bytes) -> None:
         if self._tap is not None:

@@ -16,10 +16,13 @@ from contrib.models import Model as BaseModel
 from node import http
 from node.collective.replay import Replay
 from node.collective.seat import now_ms
+from node.home import Home
+from node.sections import NodeConfig
 from node.serving.access import grants as key_grants
 from node.serving.access.keyfile import KeyFile
 from node.serving.access.log import AccessLog
 from node.serving.api.app import Facts, Keys, create_app
+from node.serving.api.keys import Door
 from node.serving.models import Load, Serving
 from node.serving.routing import configured
 from node.serving.shelf import Holdings, Shelf
@@ -47,21 +50,15 @@ class Front:
         self.serving: Serving | None = None
         self.shelf: Shelf | None = None
         self.port: int | None = None
+        self._door: Door | None = None
 
     # -- models ------------------------------------------------------------------------------------------------------
     def open(self, epoch: Digest, model: BaseModel, adapter: Mapping[str, Json]) -> None:
         """Have something to serve: the base `model` and adapters of the shape `adapter`."""
-        config = self._session.config
-        serve = config.serve
-        load = Load(
-            threads=config.train.threads,
-            rows=serve.rows,
-            max_active=serve.max_active,
-            ram=serve.adapter_mib,
-            dtype=None if serve.precision == "auto" else serve.precision,
+        config, experts = self._session.config, experts_of(self._session.config, self._session.home)
+        self.serving = Serving(
+            model=model.path, base=model.digest, adapter=dict(adapter), load=load_of(config), experts=experts
         )
-        experts = configured(serve.experts, self._session.home.path)
-        self.serving = Serving(model=model.path, base=model.digest, adapter=dict(adapter), load=load, experts=experts)
         self.shelf = Shelf(self._seat, self._replay, self.serving, self._holdings)
         self.epoch = epoch
 
@@ -85,11 +82,28 @@ class Front:
         serve, file = self._session.config.serve, KeyFile(self._session.home.api_keys)
         keys = Keys(file=file, judge=self._judge, log=self._access)
         app = create_app(self.serving, self._facts, api_keys=serve.api_keys, keys=keys)
+        self._door = app.state.door
         address = http.Address(host=serve.host, port=serve.port)
         async with asyncio.TaskGroup() as both:
             both.create_task(http.run_server(app, address, on_ready=self._up))
             if serve.preload:
                 both.create_task(self._preload(self.serving))
+
+    def use_keys(self) -> None:
+        """Take the API keys that node.toml names now."""
+        if self._door is not None:
+            self._door.use(self._session.config.serve.api_keys)
+
+    def use_experts(self) -> None:
+        """Choose for "auto" by the texts that node.toml names now (raises ConfigError)."""
+        if self.serving is not None:
+            self.serving.expect(experts_of(self._session.config, self._session.home))
+
+    async def renew_engine(self) -> None:
+        """Answer with an engine of the size that node.toml says now; it takes until the old one is idle (raises Retry)."""
+        if self.serving is not None:
+            config = self._session.config
+            await self.serving.renew(load_of(config), preload=config.serve.preload)
 
     async def stop(self) -> None:
         """End the engine."""
@@ -151,3 +165,20 @@ class Front:
             "ready": bool(self.serving and self.serving.running),
             "models": [m.name for m in self.serving.models()] if self.serving else [],
         }
+
+
+def load_of(config: NodeConfig) -> Load:
+    """How much the engine takes on."""
+    serve = config.serve
+    return Load(
+        threads=config.train.threads,
+        rows=serve.rows,
+        max_active=serve.max_active,
+        ram=serve.adapter_mib,
+        dtype=None if serve.precision == "auto" else serve.precision,
+    )
+
+
+def experts_of(config: NodeConfig, home: Home) -> Mapping[str, str]:
+    """What the operator says models are for (raises ConfigError: a file that is named cannot be read)."""
+    return configured(config.serve.experts, home.path)

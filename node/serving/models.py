@@ -49,6 +49,7 @@ MOST_WAITING = 1024  # requests under way or queued here; the engine's own queue
 ANSWER_TIMEOUT = 900.0  # s from admission to the last token, the queue included, when the request names no deadline
 LOAD_TIMEOUT = 600.0  # s to load a base beside the one that serves
 REGISTER_TIMEOUT = 60.0  # s for the engine to read one adapter, or to count
+_LOOK_S = 0.1
 LATE = 30.0  # s that the engine may take to say that a deadline has come
 
 
@@ -99,10 +100,41 @@ class Serving:
         self._router = Router(self.embed)
         self._router.domains = self._experts
         self._under_way = 0
-        argv = python("node.serving.engine", *(load or Load(threads=threads)).argv())
-        self.child = Child(Command(name="engine", argv=argv, env=env or {}), setup=lambda: [self._load])
+        self._env, self._leaving = env or {}, set[Child]()
+        self.child = self._engine(load or Load(threads=threads))
 
     # -- life --------------------------------------------------------------------------------------------------------
+    def _engine(self, load: Load) -> Child:
+        command = Command(name="engine", argv=python("node.serving.engine", *load.argv()), env=self._env)
+        return Child(command, setup=lambda: [self._load])
+
+    async def renew(self, load: Load, *, preload: bool) -> None:
+        """Answer with an engine that takes on `load`; requests under way end on the old one, then it ends.
+
+        With `preload`, or while one is loaded, the new one is loaded first (raises Retry: it could not; the old one stays).
+        """
+        fresh, old = self._engine(load), self.child
+        if preload or old.running:
+            try:
+                await fresh.start()
+            except BaseException:
+                await fresh.stop()
+                raise
+        self.child = fresh
+        self._leaving.add(old)
+        try:
+            while old.busy:
+                await asyncio.sleep(_LOOK_S)
+        finally:
+            await old.stop()
+            self._leaving.discard(old)
+
+    def expect(self, experts: Mapping[str, str]) -> None:
+        """Choose by these texts of the operator's from now on; what is declared stays behind them."""
+        declared = {n: d for n, d in self._router.domains.items() if n not in self._experts}
+        self._experts = {name: Domain(text=text, source="configured") for name, text in experts.items()}
+        self._router.domains = {**declared, **self._experts}
+
     async def start(self, *, preload: bool = False) -> None:
         """With `preload` load the model now instead of at the first request."""
         if preload:
@@ -110,7 +142,7 @@ class Serving:
 
     async def stop(self) -> None:
         """End the engine process; what is under way fails with ChildDied."""
-        await self.child.stop()
+        await asyncio.gather(*(child.stop() for child in (self.child, *self._leaving)))
 
     @property
     def running(self) -> bool:
@@ -135,7 +167,7 @@ class Serving:
         """Serve the view with model digest `view`. Raises BadVector, and then goes on with the one before."""
         model = ServedModel(name=VIEW, digest=view, vector=vector, model=view, created=int(self._now()))
         self.names = self.names.with_view(await self._checked(model))
-        log.info("served name=view digest=%s", short(view))
+        log.info("event=serving name=view digest=%s", short(view))
 
     async def set_release(self, height: int, release: Digest, vector: Path, *, model: Digest | None = None) -> None:
         """Serve a release; `model` is the digest of its vector, checked when given. Raises BadVector."""
@@ -148,7 +180,7 @@ class Serving:
             created=int(self._now()),
         )
         self.names = self.names.with_release(await self._checked(served))
-        log.info("served name=%s digest=%s", served.name, short(release))
+        log.info("event=serving name=%s digest=%s", served.name, short(release))
 
     def drop_release(self, height: int, *, forget: bool = False) -> None:
         """Stop serving a release; requests under way end on it. `forget`: nor under its digest, nor any other old version."""
@@ -164,7 +196,7 @@ class Serving:
         """Serve what one member has contributed as `name` from now on (raises BadVector)."""
         served = ServedModel(name=name, digest=model, vector=vector, model=model, created=int(self._now()), owner=owner)
         self.names = self.names.with_member(await self._checked(served))
-        log.info("served name=%s digest=%s", name, short(model))
+        log.info("event=serving name=%s digest=%s", name, short(model))
 
     def drop_member(self, name: str) -> None:
         """Serve no adapter under this name any more; requests under way end on it."""
@@ -191,7 +223,7 @@ class Serving:
         self._load, self.coordinates = job, adapter.get("coordinates")
         self.names = Names(base=ServedModel(name=BASE, digest=base, vector=None, created=int(self._now())))
         self._router.forget()
-        log.info("served name=base digest=%s", short(base))
+        log.info("event=serving name=base digest=%s", short(base))
 
     async def _checked(self, model: ServedModel) -> ServedModel:
         """Read the vector before it enters the table, and let the engine read it if that is up; returns it with its digest."""
@@ -207,7 +239,9 @@ class Serving:
             except JobRefused as e:
                 raise BadVector(str(e)) from e
             except ChildError as e:
-                log.warning("engine_missed_version name=%s error=%s", model.name, e.code)  # it reads it when asked for
+                log.warning(
+                    "event=engine-missed-version name=%s error=%s", model.name, e.code
+                )  # it reads it when asked for
         return checked
 
     # -- answers -----------------------------------------------------------------------------------------------------

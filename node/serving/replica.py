@@ -137,7 +137,7 @@ class Replica:
             return
         if all(each.number != ended.number for each in self._served.values()):
             self._serving.drop_release(ended.number)
-            log.info("event=withdrawn name=release-%s digest=%s", ended.number, ended.release[:12])
+            log.info("event=withdrawn release=%s digest=%s", ended.number, ended.release[:12])
 
     def facts(self) -> Facts:
         """What answers say: the ledger head is the one that the newest export names."""

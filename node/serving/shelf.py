@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from ledger import events, forgetting, rules
-from ledger.collective import Contribution
+from ledger.collective import Contribution, Decision
 from ledger.cuts import Cut
 from ledger.forgetting import Retired
 from node.collective.measure import save_view
@@ -28,6 +30,7 @@ from protocol.errors import FishernetError
 from protocol.ids import Digest, EventId, MemberId
 
 log = logging.getLogger("fishernet.shelf")
+_HISTORY_S: Final = 0.5  # how long one update works on releases that nobody waits for
 
 
 class Holdings:
@@ -95,26 +98,43 @@ class Shelf:
         self._models: dict[Digest, Digest] = {}  # release -> model, as the engine has them
         self._parts: dict[str, tuple[EventId, ...]] = {}  # model name -> the contributions in it
         self.view: Digest | None = None
+        self.behind = False  # there is history that the last update had no time for
 
     async def update(self) -> list[tuple[str, Digest]]:
-        """Serve what is new; returns the names and digests that appeared."""
+        """Serve what is new; returns the names and digests that appeared, in the order in which they did.
+
+        The newest release comes first, then the view and the members' parts, then history from the newest on: a node that was
+        away is of use before it is complete. When it ends `behind`, more of the history can be served at once.
+        """
+        self.behind = False
         fresh: list[tuple[str, Digest]] = []
         retired, now = self._retired(), self._now()
         ended = {digest for digest, each in retired.items() if each.deadline <= now}
-        for decision in self._seat.fold.releases:
-            cut = decision.value
-            if (
-                isinstance(cut, Cut)
-                and decision.digest not in self._served | ended
-                and await self._release(cut, decision.digest)
-            ):
-                fresh.append((f"release-{cut.number}", decision.digest))
+        newest, *older = reversed(self._seat.fold.releases) if self._seat.fold.releases else (None,)
+        fresh += await self._releases([newest] if newest is not None else [], ended)
+        if await self._view() and self.view:
+            fresh.append(("view", self.view))
+        fresh += await self._members()
+        fresh += await self._releases(older, ended)
         self._withdraw(ended)
         self._engine.retire([self._retiring(d, each) for d, each in sorted(retired.items(), key=lambda r: r[1].number)])
         self._record(set(retired))
-        if await self._view() and self.view:
-            fresh.append(("view", self.view))
-        return fresh + await self._members()
+        return fresh
+
+    async def _releases(self, decisions: Iterable[Decision], ended: set[Digest]) -> list[tuple[str, Digest]]:
+        """Serve those that are not served yet; of a long history so much that what is new meanwhile need not wait."""
+        fresh: list[tuple[str, Digest]] = []
+        until = time.monotonic() + _HISTORY_S
+        for decision in decisions:
+            cut = decision.value
+            if not isinstance(cut, Cut) or decision.digest in self._served | ended:
+                continue
+            if await self._release(cut, decision.digest):
+                fresh.append((f"release-{cut.number}", decision.digest))
+            if time.monotonic() >= until:
+                self.behind = True
+                break
+        return fresh
 
     async def _release(self, cut: Cut, digest: Digest) -> bool:
         fold = self._seat.fold

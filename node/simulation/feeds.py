@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ledger import entry, pages
 from ledger.checkpoint import Head
-from ledger.entry import Body, Record, Seen
+from ledger.entry import Record, Seen
 from ledger.errors import BadChain, FeedFrozen, ForkSeen
 from ledger.forks import Fork
 from ledger.forks import verify as verify_fork
@@ -29,21 +29,6 @@ from protocol.ids import ZERO, CollectiveId, Digest, EventId, MemberId, digest
 RECORD_BYTES = 12  # three lengths of 4 bytes around line, salt and data on the wire
 
 
-class ReadOnce(Body):
-    """A body that decodes its JSON once for all members that read it; nobody changes what it gives."""
-
-    __slots__ = ("_value",)
-
-    def value(self) -> dict[str, Json]:
-        """The object that `data` encodes."""
-        try:
-            found: dict[str, Json] = object.__getattribute__(self, "_value")
-        except AttributeError:
-            found = Body.value(self)
-            object.__setattr__(self, "_value", found)
-        return found
-
-
 class Archive:
     """What one process has verified: entries by event, blobs by digest."""
 
@@ -52,14 +37,15 @@ class Archive:
         self.blobs: dict[Digest, bytes] = {}
 
     def admit(self, collective: CollectiveId, member: MemberId, records: Sequence[Record]) -> list[Record]:
-        """The records, each checked once by `ledger.pages.read` (raises what that raises)."""
-        fresh = [r for r in records if self.verified.get(r.entry.event) is not r]
-        if fresh:
-            for record in fresh:
+        """The records, each checked once by `ledger.pages.read` (raises what that raises); the same bytes are one object."""
+        taken: list[Record] = []
+        for record in records:
+            known = self.verified.get(record.entry.event)
+            if known is None or not _same(known, record):
                 pages.read(collective, member, [record])
-            for record in fresh:
-                self.verified.setdefault(record.entry.event, record)
-        return list(records)
+                known = self.verified.setdefault(record.entry.event, record)
+            taken.append(known if _same(known, record) else record)
+        return taken
 
 
 class MemoryStore(Store):
@@ -130,7 +116,7 @@ class MemoryStore(Store):
         if member in self._proofs:
             raise FeedFrozen(f"couldn't extend feed of {member[:12]}: it was proven forked")
         prev = feed[-1].entry.leaf if feed else ZERO
-        made = entry.make(
+        record = entry.make(
             key,
             collective=collective,
             seq=len(feed),
@@ -140,10 +126,6 @@ class MemoryStore(Store):
             seen=seen,
             body=body,
             salt=salt,
-        )
-        content = made.body
-        record = Record(
-            entry=made.entry, body=None if content is None else ReadOnce(salt=content.salt, data=content.data)
         )
         self._archive.verified[record.entry.event] = record
         feed.append(record)
@@ -234,6 +216,16 @@ class MemoryBlobs(BlobStore):
         if len(data) > max_bytes:
             raise BlobTooLarge(f"couldn't read blob {name[:12]}: {len(data)} bytes, the limit is {max_bytes}")
         return data
+
+
+def _same(known: Record, record: Record) -> bool:
+    """Whether two records are one to the byte."""
+    if known is record:
+        return True
+    mine, other = known.body, record.body
+    if known.entry.line != record.entry.line or (mine is None) != (other is None):
+        return False
+    return mine is None or other is None or (mine.salt, mine.data) == (other.salt, other.data)
 
 
 def wire_bytes(record: Record) -> int:

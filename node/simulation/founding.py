@@ -20,8 +20,8 @@ from ledger import charter as charters
 from ledger import events
 from ledger.charter import Adapter, Base, Charter, Gate, Release, Update
 from ledger.events.grants import ACTIONS
-from node.config import Train
 from node.data.permits import PURPOSE
+from node.sections import Train
 from node.simulation import pool
 from node.simulation.attackers import ATTACKS
 from node.simulation.clock import Clock

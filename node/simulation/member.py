@@ -24,11 +24,11 @@ from node.collective.judging import Judge
 from node.collective.measure import Scales
 from node.collective.replay import Missing, Model, Replay
 from node.collective.seat import Seat
-from node.config import Train
 from node.data.egress import Egress
 from node.data.permits import Permits
 from node.home import Home
 from node.ports import Trainer
+from node.sections import Train
 from node.simulation.clock import Clock
 from node.simulation.feeds import Archive, MemoryBlobs, MemoryStore
 from node.training.rounds import Rounds
@@ -92,6 +92,12 @@ class SharedReplay(Replay):
             if self._blobs.has(copy.blob) and self._blobs.has(original.blob):
                 self._shared.alike[key] = found
         return found
+
+    def unlike(self, copy: Contribution, original: Contribution) -> bool:
+        """As `Replay.unlike`."""
+        if self._shared.alike.get((copy.event, original.event)) is False:
+            return self._blobs.has(copy.blob) and self._blobs.has(original.blob)
+        return super().unlike(copy, original)
 
     def merge(
         self, charter: Charter, contributions: Iterable[Contribution], height: int | None = None

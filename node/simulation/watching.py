@@ -164,7 +164,10 @@ class Watch:
 
 def fates(fold: Collective) -> dict[str, int]:
     """How many contributions are released, pending, refused and stale, as one member sees it."""
-    found = Counter(fold.fate(c) for published in fold.contributions.values() for c in published)
+    cut = fold.current_cut() if fold.known else None
+    released = {c.event for taken in fold.in_cut(cut).values() for c in taken} if cut else set()
+    made = [c for published in fold.contributions.values() for c in published]
+    found = Counter("released" if c.event in released else fold.fate(c) for c in made)
     return {fate: found[fate] for fate in ("released", "pending", "refused", "stale")}
 
 

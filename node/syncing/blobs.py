@@ -244,7 +244,7 @@ class Partial:
             self._path.unlink(missing_ok=True)
             raise BlobCorrupt(f"couldn't take blob {self._name[:12]}: the bytes have another digest")
         with room(f"store blob {self._name[:12]}"):
-            self._store._publish(self._path, self._name, settle=False)
+            self._store._publish(self._path, self._name, settle=True)
         return self._store.path(self._name)
 
     def __enter__(self) -> Partial:

@@ -49,6 +49,10 @@ class Directory:
         """The peers of `member`, newest first."""
         return self._peers.get(member, ())
 
+    def members(self) -> tuple[MemberId, ...]:
+        """Every member that has shown a peer."""
+        return tuple(self._peers)
+
     def peers(self) -> frozenset[PeerId]:
         """Every peer of every member."""
         return frozenset(self._members)

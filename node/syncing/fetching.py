@@ -1,8 +1,8 @@
-"""Gets blobs by digest from whichever member has them: resume, check, next holder on failure.
+"""Gets blobs by digest from whichever members have them: the most urgent first, then the rarest, each digest once.
 
 The size is the one that the signed event states; a peer that states another, or sends bytes of another digest, is left
-alone with this blob for a while. Knows nothing of what blobs mean. Invariant: `want` returns only when the verified
-blob is in the store; who is tired of waiting cancels it.
+alone with this blob for a while. Knows nothing of what blobs mean, and how one blob travels is `node.syncing.download`.
+Invariant: `want` returns only when the verified blob is in the store; who is tired of waiting cancels it.
 """
 
 from __future__ import annotations
@@ -10,26 +10,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+import random
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
-from node.errors_network import BlobCorrupt, BlobTooLarge
-from node.finding.backoff import HOSTILE_S, Backoff
-from node.ports import Stream
-from node.syncing.blobs import MAX_PARTS, BlobStore, Partial
+from node.errors_network import BlobTooLarge, DiskFull
+from node.finding.backoff import Backoff
+from node.guarding.limits import Fault
+from node.syncing.blobs import BlobStore
+from node.syncing.donors import Donors, Rank
+from node.syncing.download import Download, Tally, Tools
 from node.syncing.exchange import Asker
-from protocol import wire
-from protocol.errors import Malformed, Refused, Retry
+from node.syncing.holders import Holders
+from node.syncing.pieces import PIECE
+from protocol.canon import Json
 from protocol.ids import Digest, MemberId, PeerId
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 4
+SURVEYED: Final = 8  # members asked who holds what
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 3.0
+_SURVEY_S: Final = 0.3
+_FULL_WAIT_S: Final = 10.0
+_UNKNOWN: Final = 1 << 16  # rarity of a blob that nobody was asked about: after those that are known to be rare
 
 
 class Fetcher:
-    """Fetches blobs, at most four at a time, each digest once."""
+    """Fetches blobs; how many at once and from whom is decided by `node.syncing.donors`."""
 
     def __init__(
         self,
@@ -37,15 +48,44 @@ class Fetcher:
         blobs: BlobStore,
         backoff: Backoff,
         holders: Callable[[Sequence[MemberId]], Sequence[PeerId]],
+        *,
+        member_of: Callable[[PeerId], MemberId | None] = lambda _peer: None,
+        fault: Callable[[PeerId, Fault], None] = lambda _peer, _fault: None,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
     ) -> None:
-        """`holders` gives the peers to ask, best first, when some members are preferred."""
-        self._asker, self._blobs, self._backoff, self._holders = asker, blobs, backoff, holders
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        """`holders` gives the peers to ask, best first, when some members are preferred; `fault` hears who lied."""
+        self._rng = rng or random.Random(secrets.randbits(64))
+        self._holders = Holders(asker.have, clock)
+        self._donors = Donors(self._rng.randbytes(16))
+        self._tools = Tools(
+            asker=asker,
+            blobs=blobs,
+            backoff=backoff,
+            donors=self._donors,
+            holders=self._holders,
+            peers=holders,
+            member_of=member_of,
+            fault=fault,
+            clock=clock,
+        )
+        self._blobs, self._peers = blobs, holders
         self._locks: dict[Digest, tuple[asyncio.Lock, int]] = {}
-        self._givers: dict[Digest, frozenset[PeerId]] = {}  # whose bytes stand in the part
-        self.waiting = self.fetched = self.failures = 0
+        self._wanted: Counter[Digest] = Counter()
+        self._ranks: dict[Digest, Rank] = {}
+        self._news = asyncio.Event()
+        self._tally = Tally()
+        self.waiting = self.fetched = 0
 
-    async def want(self, digest: Digest, size: int, *, max_bytes: int, prefer: Sequence[MemberId] = ()) -> Path:
+    async def want(
+        self,
+        digest: Digest,
+        size: int,
+        *,
+        max_bytes: int,
+        prefer: Sequence[MemberId] = (),
+        rank: Rank = Rank.PENDING,
+    ) -> Path:
         """Wait until the blob of `size` bytes is here; asks holders again and again until cancelled.
 
         Raises:
@@ -56,17 +96,93 @@ class Fetcher:
             raise BlobTooLarge(f"couldn't fetch blob {digest[:12]}: {size} bytes, the limit is {max_bytes}")
         wait = _FIRST_WAIT_S
         self.waiting += 1
+        self._wanted[digest] += 1
+        self.hurry(digest, rank)
         try:
             while not self._blobs.has(digest):
-                async with self._alone(digest), self._slots:
+                if size > PIECE or self._ranks[digest] >= Rank.RELEASE or wait > _FIRST_WAIT_S:
+                    await self._survey_one(digest)
+                async with self._alone(digest):
                     if not self._blobs.has(digest):
-                        await self._try_all(digest, size, prefer)
+                        full = await self._try(digest, size, prefer)
                 if not self._blobs.has(digest):
-                    await asyncio.sleep(wait)
+                    await self._pause(_FULL_WAIT_S if full else wait)
                     wait = min(wait * 2, _LONGEST_WAIT_S)
         finally:
             self.waiting -= 1
+            self._wanted[digest] -= 1
+            if not self._wanted[digest]:
+                del self._wanted[digest], self._ranks[digest]
         return self._blobs.path(digest)
+
+    def hurry(self, digest: Digest, rank: Rank) -> None:
+        """A blob that is waited for is at least as urgent as this."""
+        if digest in self._wanted:
+            self._ranks[digest] = min(rank, self._ranks.get(digest, rank))
+
+    def poke(self) -> None:
+        """Peers have come or gone: whoever waits may look again."""
+        self._news.set()
+        self._donors.grant()
+
+    async def survey(self, digests: Collection[Digest]) -> Mapping[Digest, int | None]:
+        """Ask some members who holds what: how many others have each blob; None where nobody answered."""
+        await self._holders.survey(digests, self._asked())
+        connected = frozenset(self._peers(()))
+        return {digest: self._holders.count(digest, connected) for digest in digests}
+
+    def status(self) -> dict[str, Json]:
+        """Flat counters and levels."""
+        return {
+            "blobs_waiting": self.waiting,
+            "blobs_fetched": self.fetched,
+            "blob_streams": self._donors.open,
+            "blob_pieces": self._tally.pieces,
+            "blob_bytes": self._tally.bytes,
+            "blob_failures": self._tally.failures,
+            "blob_doubled": self._tally.doubled,
+            "blob_liars": self._tally.liars,
+            "blob_surveys": self._holders.asked,
+        }
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+    async def _try(self, digest: Digest, size: int, prefer: Sequence[MemberId]) -> bool:
+        """One download; whether the disk is full."""
+        job = Download(self._tools, digest, size, prefer=prefer, rank=lambda: self._order(digest), tally=self._tally)
+        if not job.peers():
+            return False
+        try:
+            if await job.run():
+                self.fetched += 1
+                log.info("event=blob-fetched digest=%s bytes=%d peer=%s", digest[:12], size, job.last[-6:])
+        except DiskFull as e:
+            log.warning("event=blob-not-stored digest=%s cause=%s", digest[:12], e)
+            return True
+        return False
+
+    def _order(self, digest: Digest) -> tuple[int, ...]:
+        """How urgent, then how rare: what the fewest hold is replicated first."""
+        rank = self._ranks.get(digest, Rank.HISTORY)
+        held = None if rank <= Rank.PENDING else self._holders.count(digest)
+        return rank, _UNKNOWN if held is None else held
+
+    async def _survey_one(self, digest: Digest) -> None:
+        """Learn who has a blob; a member that is slow to answer does not hold it up."""
+        if self._holders.count(digest) is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SURVEY_S):
+                    await self._holders.survey([digest], self._asked())
+
+    def _asked(self) -> Sequence[PeerId]:
+        """Members to ask: all that are connected, or some of them drawn anew each time."""
+        peers = self._peers(())
+        return peers if len(peers) <= SURVEYED else self._rng.sample(list(peers), SURVEYED)
+
+    async def _pause(self, seconds: float) -> None:
+        self._news.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
 
     @contextlib.asynccontextmanager
     async def _alone(self, digest: Digest) -> AsyncIterator[None]:
@@ -81,55 +197,7 @@ class Fetcher:
             if users > 1:
                 self._locks[digest] = (lock, users - 1)
 
-    async def _try_all(self, digest: Digest, size: int, prefer: Sequence[MemberId]) -> None:
-        for peer in self._holders(prefer):
-            matter = (peer, digest, size)  # an event with a wrong size must not spoil the right one
-            if self._backoff.blocked(matter):
-                continue
-            try:
-                await self._fetch(peer, digest, size)
-            except Refused as e:
-                self._failed(peer, digest, e)
-                self._backoff.fail(matter, HOSTILE_S)
-            except Retry as e:
-                self._failed(peer, digest, e)
-                self._backoff.fail(matter)
-            else:
-                self._backoff.clear(matter)
-                self.fetched += 1
-                log.info("event=blob-fetched digest=%s bytes=%d peer=%s", digest[:12], size, peer[-6:])
-                return
 
-    def _failed(self, peer: PeerId, digest: Digest, error: Exception) -> None:
-        self.failures += 1
-        log.debug("event=blob-failed digest=%s peer=%s error=%s", digest[:12], peer[-6:], error)
-
-    async def _fetch(self, peer: PeerId, digest: Digest, size: int) -> None:
-        with await asyncio.to_thread(self._blobs.partial, digest, size) as part:
-            earlier = self._givers.get(digest, frozenset()) if part.offset else frozenset()
-            inherited = part.offset > 0
-            self._givers[digest] = earlier | {peer}
-            while len(self._givers) > MAX_PARTS:
-                del self._givers[next(iter(self._givers))]
-            async with self._asker.blob(peer, digest, part.offset) as (total, stream):
-                if total != size:
-                    raise Malformed(f"couldn't fetch blob {digest[:12]}: {total} bytes instead of {size}")
-                await _receive(stream, part)
-            self._givers.pop(digest, None)
-            try:
-                await asyncio.to_thread(part.finish)
-            except BlobCorrupt as e:
-                if not inherited:
-                    raise
-                for giver in earlier - {peer}:  # the likelier culprits; alone, the next one is judged alone
-                    self._backoff.fail((giver, digest, size), HOSTILE_S)
-                raise _Mixed(str(e)) from None
-
-
-class _Mixed(Retry):
-    """A blob put together from several tries was bad: it starts anew, and who finished it is not blamed."""
-
-
-async def _receive(stream: Stream, part: Partial) -> None:
-    while part.left:
-        part.write(await stream.read(min(wire.CHUNK, part.left)))
+def rarest(digests: Iterable[Digest], held: Mapping[Digest, int | None]) -> list[Digest]:
+    """Those that the fewest are known to hold first; the order stays among equals, and unknown ones come last."""
+    return sorted(digests, key=lambda digest: _UNKNOWN if (count := held.get(digest)) is None else count)

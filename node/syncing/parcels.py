@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final
 
 from node.errors_network import BundleCut, BundleError, NotForUs
-from protocol import envelope, parcel, wire
+from protocol import envelope, frames, parcel
 from protocol.errors import Malformed
 from protocol.ids import Digest
 from protocol.keys import SigningKey, member_id
@@ -28,14 +28,14 @@ class Writer:
         self._file, self._hash, self._waiting = file, hashlib.sha256(), bytearray()
         self._sealer: envelope.Sealer | None = None
         data = header.to_bytes()
-        file.write(parcel.MAGIC + wire.frame(data))
+        file.write(parcel.MAGIC + frames.frame(data))
         if key is not None:
             self._sealer = envelope.Sealer(key, hashlib.sha256(data).digest())
             file.write(self._sealer.start)
 
     def item(self, item: Item) -> None:
         """Append a page."""
-        self._put(wire.frame(item.to_bytes()))
+        self._put(frames.frame(item.to_bytes()))
 
     def blob(self, blob: Blob, chunks: Iterable[bytes]) -> None:
         """Append a blob.
@@ -58,7 +58,7 @@ class Writer:
         """Say that the bundle is whole."""
         self.item(End(digest=Digest(self._hash.hexdigest())))
         if self._sealer is not None:
-            self._file.write(wire.frame(self._sealer.seal(bytes(self._waiting), last=True)))
+            self._file.write(frames.frame(self._sealer.seal(bytes(self._waiting), last=True)))
 
     def _put(self, data: bytes) -> None:
         self._hash.update(data)
@@ -67,7 +67,7 @@ class Writer:
             return
         self._waiting += data
         while len(self._waiting) > envelope.CHUNK:  # never the last bytes: those are sealed as the end
-            self._file.write(wire.frame(self._sealer.seal(bytes(self._waiting[: envelope.CHUNK]))))
+            self._file.write(frames.frame(self._sealer.seal(bytes(self._waiting[: envelope.CHUNK]))))
             del self._waiting[: envelope.CHUNK]
 
 
@@ -88,7 +88,7 @@ class Reader:
         self.at = 0  # bytes of the file that were read
         if self._raw(len(parcel.MAGIC), "magic") != parcel.MAGIC:
             raise BundleError("couldn't read bundle: the file is not one of this version's")
-        data = self._raw(wire.frame_length(self._raw(wire.HEADER, "header"), parcel.MAX_HEADER), "header")
+        data = self._raw(frames.frame_length(self._raw(frames.HEADER, "header"), parcel.MAX_HEADER), "header")
         self.header = parcel.parse_header(data)
         self.readable = not self.header.sealed
         if self.header.sealed and key is not None:
@@ -112,7 +112,7 @@ class Reader:
             raise NotForUs("couldn't read bundle: it is sealed, and no key was given")
         while True:
             so_far = self._hash.hexdigest()
-            item = parcel.parse_item(self._take(wire.frame_length(self._take(wire.HEADER), parcel.MAX_ITEM)))
+            item = parcel.parse_item(self._take(frames.frame_length(self._take(frames.HEADER), parcel.MAX_ITEM)))
             if isinstance(item, End):
                 return self._finish(item, so_far)
             self._left = item.size if isinstance(item, Blob) else 0
@@ -153,7 +153,7 @@ class Reader:
             raise BundleCut("couldn't read bundle: it ends early", hint="copy the file again, or import what came")
         most = envelope.CHUNK + envelope.OVERHEAD
         chunk, self._last = self._opener.open(
-            self._raw(wire.frame_length(self._raw(wire.HEADER, "chunk"), most), "chunk")
+            self._raw(frames.frame_length(self._raw(frames.HEADER, "chunk"), most), "chunk")
         )
         return chunk
 

@@ -107,6 +107,11 @@ class Pieces:
             self._take_up(claimed)
 
     @property
+    def folder(self) -> Path:
+        """Where the part lies."""
+        return self._path.parent
+
+    @property
     def count(self) -> int:
         """Pieces in all."""
         return count_of(self.size)

@@ -1,74 +1,57 @@
-"""Keeps every feed of one collective up to date: heads from peers, ranges for what is missing, verified before stored.
+"""Keeps every feed of one collective up to date: heads from peers, ranges for what is missing, blobs by digest.
 
 Announcements and heads are hints; the pull is the truth, and a restarted, late or cut-off node uses the same pull as
-everybody. One task per feed pulls pages from the peer most likely to have them; a peer that sends bad data is left alone
-in that matter for a growing time and others are asked. Knows neither what events mean nor how bytes travel.
-Invariant: nothing reaches the store but through `Store.append_foreign`, and `on_records` sees only what it returned.
+everybody. Here the parts are put together: `desk` answers peers, `heads` asks them what they hold, `meeting` says when, `feeds`
+pulls what is missing, `fetching` gets blobs. Knows neither what events mean nor how bytes travel.
+Invariant: with gossip lost, late or switched off, members that stay connected end up with the same feeds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
+import random
+import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ledger import checkpoint
 from ledger.checkpoint import Head
-from ledger.entry import Record
-from ledger.errors import FeedFrozen, ForkSeen, StoreFull
-from ledger.forks import Fork
 from ledger.store import Store
-from node.errors_network import OutdatedPeer
+from node.errors_network import OutdatedPeer, PeerBanned
 from node.finding.backoff import HOSTILE_S, Backoff
 from node.ports import Network
 from node.syncing.blobs import BlobStore
+from node.syncing.desk import Desk
 from node.syncing.directory import Directory
-from node.syncing.exchange import Asker, Desk, DeskRules, from_wire
+from node.syncing.donors import Rank
+from node.syncing.exchange import Asker
+from node.syncing.feeds import FeedParts, Feeds
 from node.syncing.fetching import Fetcher
+from node.syncing.heads import Heads, parse_head
+from node.syncing.meeting import Meeting
+from node.syncing.neighbours import Neighbours
+from node.syncing.rules import SyncRules
 from protocol import binding as bindings
-from protocol import wire
+from protocol import fingerprints, wire
 from protocol.binding import Binding
 from protocol.canon import Json
-from protocol.errors import Malformed, Refused, Retry
+from protocol.errors import Refused, Retry
 from protocol.ids import CollectiveId, Digest, MemberId, PeerId
+
+__all__ = ["OwnHead", "Sync", "SyncRules"]
 
 log = logging.getLogger(__name__)
 
 HEADS_EVERY_S = 5.0
 MAX_BLOB = 64 << 20
-MAX_FEEDS = 1024
 _ASKS_AT_ONCE = 16
-_LONGEST_WAIT_S = 30.0
-_STORE_FULL_S = 5.0
+_PATIENCE_S = 2.0  # after that a question goes on, and its place is free for others
 _ABSENT_S = 3.0
 _LOOK_S = 0.5
-
-_parse_head = functools.lru_cache(maxsize=4096)(checkpoint.parse)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncRules:
-    """What the node decides: whom we serve, whose feeds we take, and what happens with news.
-
-    `wants` is `allowed` unless given (a joiner serves nobody yet, but takes the founder's feed). `peers` says which peer
-    speaks for which member by the feeds, so that members find each other whom no configuration introduced. `farewell`
-    says how many entries of a feed a former member may still read, `serves` which members may fetch blobs here, `outdated`
-    whether a member has bound another transport key after the one of a binding.
-    """
-
-    allowed: Callable[[MemberId], bool]
-    on_records: Callable[[MemberId, Sequence[Record]], None]
-    wants: Callable[[MemberId], bool] | None = None
-    on_fork: Callable[[Fork], None] | None = None
-    farewell: Callable[[MemberId, MemberId], int] = lambda _reader, _feed: 0
-    peers: Callable[[], Mapping[PeerId, MemberId]] | None = None
-    serves: Callable[[MemberId], bool] = lambda _member: True
-    outdated: Callable[[Binding], bool] = lambda _binding: False
+_AGAIN_S = 60.0  # an unchanged head is announced again at most so often
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +60,6 @@ class OwnHead:
 
     answered: frozenset[MemberId]
     head: Head | None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Feed:
-    """How far a feed is known to reach, who says so, and the task that pulls it."""
-
-    target: int = 0
-    frozen: bool = False
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    claims: dict[PeerId, int] = field(default_factory=dict)
 
 
 class Sync:
@@ -102,33 +75,63 @@ class Sync:
         binding: Mapping[str, Json],
         rules: SyncRules,
         heads_every_s: float = HEADS_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
-        """Register the handlers and the topic; nothing moves before `run`."""
-        self._store, self._blobs, self._network, self._collective = store, blobs, network, collective
+        """Register the handlers and the topic; nothing moves before `run`. `clock` in seconds."""
+        self._store, self._network, self._collective = store, network, collective
         self._binding = bindings.verify(binding)
-        self._rules, self._heads_every_s = rules, heads_every_s
+        self._rules, self._heads_every_s, self._clock = rules, heads_every_s, clock
+        self._rng = rng or random.Random(secrets.randbits(64))  # noqa: S311 - a draw, no secret
         self._wants = rules.wants or rules.allowed
-        self._backoff = Backoff(time.monotonic)
-        self._asker = Asker(network, collective, self._binding)
-        desk = DeskRules(
-            collective=collective,
-            binding=self._binding,
-            allowed=rules.allowed,
-            met=self.met,
-            farewell=rules.farewell,
-            serves=rules.serves,
-            outdated=rules.outdated,
-        )
-        self._desk = Desk(store, blobs, desk)
-        self._fetcher = Fetcher(self._asker, blobs, self._backoff, self._holders)
-        self._feeds: dict[MemberId, _Feed] = {}
+        me = self._binding.member
+        self._neighbours = neighbours or Neighbours(collective, me, self._rng)
+        self._backoff = Backoff(clock)
+        self._asker = Asker(network, collective, self._binding, clock=clock)
         self._directory = Directory(network.peer)
-        self._own: dict[PeerId, Head | None] = {}
-        self._strangers: set[PeerId] = set()  # connected, and not members
-        self._asked: set[PeerId] = set()
+        self._meeting = Meeting(rng=self._rng, clock=clock, member_of=self._known_member)
+        self._desk = Desk(store, blobs, collective=collective, binding=self._binding, rules=rules, met=self.met)
+        self._fetcher = Fetcher(
+            self._asker,
+            blobs,
+            self._backoff,
+            self._holders,
+            member_of=self._directory.member_of,
+            fault=rules.fault,
+            clock=clock,
+            rng=random.Random(self._rng.getrandbits(64)),  # noqa: S311
+        )
+        self._feeds = Feeds(
+            FeedParts(
+                store=store,
+                collective=collective,
+                network=network,
+                asker=self._asker,
+                directory=self._directory,
+                backoff=self._backoff,
+                rules=rules,
+                wants=self._wants,
+                me=me,
+                neighbours=self._neighbours,
+                trouble=self._trouble,
+            )
+        )
+        self._heads = Heads(
+            store=store,
+            collective=collective,
+            asker=self._asker,
+            feeds=self._feeds,
+            me=me,
+            wants=self._wants,
+            salt=lambda: self._rng.randbytes(fingerprints.SALT),
+        )
+        self._asked: dict[PeerId, None] = {}  # questions under way
+        self._bound: Mapping[PeerId, MemberId] = {}
         self._jobs: asyncio.TaskGroup | None = None
         self._slots = asyncio.Semaphore(_ASKS_AT_ONCE)
         self._changed = asyncio.Event()
+        self._announced, self._announce_again = b"", 0.0
         self._last_error = ""
         self._desk.open(network)
         network.subscribe(wire.topic(collective), self._heard)
@@ -141,33 +144,54 @@ class Sync:
         Raises:
             Fatal: the store is broken.
         """
-        async with asyncio.TaskGroup() as jobs:
-            self._jobs = jobs
-            for member, feed in self._feeds.items():
-                jobs.create_task(self._pull(member, feed))
-            try:
+        try:
+            async with asyncio.TaskGroup() as jobs:
+                self._jobs = jobs
+                for head in self._store.heads(self._collective):
+                    if self._wants(head.member) and head.size > self._feeds.size(head.member):
+                        self._feeds.reach_for(head.member, head.size)  # a page was stored, the rest was not there yet
+                self._feeds.start(jobs)
                 while True:
                     self._introduce()
-                    self._ask_around(self._network.peers())
-                    await self.announce()
+                    self._ask_around()
+                    connected = self._network.peers()
+                    for peer in self._meeting.drawn(connected, self._asked):
+                        self._ask(peer)
+                    self._asker.lines.expire()
+                    await self._announce_now(again=True)
                     await asyncio.sleep(self._heads_every_s)
-            finally:
-                self._jobs = None
+        finally:
+            self._jobs = None
+            self._feeds.stop()
+            await self._asker.lines.close()
 
     async def announce(self) -> bool:
-        """Publish our own newest head; call it after every append. False when it was dropped."""
-        heads = self._store.heads(self._collective, self._binding.member)
-        return bool(heads) and await self._network.publish(wire.topic(self._collective), heads[0].note)
+        """Publish our own newest head if it is new; call it after every append. False when it was dropped."""
+        return await self._announce_now(again=False)
 
     async def want_blob(
-        self, digest: Digest, size: int, *, prefer: Sequence[MemberId] = (), max_bytes: int = MAX_BLOB
+        self,
+        digest: Digest,
+        size: int,
+        *,
+        prefer: Sequence[MemberId] = (),
+        max_bytes: int = MAX_BLOB,
+        rank: Rank = Rank.PENDING,
     ) -> Path:
         """Wait until the blob is here and verified; cancel it (or set a deadline) to give up.
 
         Raises:
             BlobTooLarge: `size` is over `max_bytes`.
         """
-        return await self._fetcher.want(digest, size, max_bytes=max_bytes, prefer=prefer)
+        return await self._fetcher.want(digest, size, max_bytes=max_bytes, prefer=prefer, rank=rank)
+
+    def hurry_blob(self, digest: Digest, rank: Rank) -> None:
+        """A blob that is waited for is more urgent than it was."""
+        self._fetcher.hurry(digest, rank)
+
+    async def survey(self, digests: Collection[Digest]) -> Mapping[Digest, int | None]:
+        """How many other members are known to hold each blob, of those that are asked now; None: nobody answered."""
+        return await self._fetcher.survey(digests)
 
     async def own_head_from_peers(self, timeout_s: float) -> OwnHead:
         """Ask everybody we can reach for the longest head of our own feed; returns early when all we know answered.
@@ -176,25 +200,30 @@ class Sync:
         Call it while `run` runs, before the first append after a start. If the head is beyond our own entries, they
         are being pulled already and the store refuses to append until they are here.
         """
-        me, began = self._binding.member, time.monotonic()
+        me, began = self._binding.member, self._clock()
         try:
             async with asyncio.timeout(timeout_s):
-                self._ask_around(self._network.peers())
-                while not (self._own and self._expected(time.monotonic() - began) <= self._own.keys()):
+                self._ask_around()
+                while not (
+                    (answered := self._members_answered()) and self._expected(self._clock() - began) <= answered
+                ):
                     self._changed.clear()
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(_LOOK_S):
                             await self._changed.wait()
+                    self._ask_around()
         except TimeoutError:
             pass
-        heads = [head for head in self._own.values() if head is not None]
-        answered = {self._directory.member_of(peer) for peer in self._own}
-        others = frozenset(member for member in answered if member not in (None, me))
+        answered = self._members_answered()
+        heads = [head for peer in sorted(answered) if (head := self._heads.own(peer)) is not None]
+        speakers = {self._directory.member_of(peer) for peer in answered}
+        others = frozenset(member for member in speakers if member not in (None, me))
         return OwnHead(answered=others, head=max(heads, key=lambda head: head.size, default=None))
 
     def met(self, bound: Binding) -> None:
         """Note that a verified peer speaks for a member (from a request or an answer)."""
-        self._meet(bound.peer, bound.member, newest=True)
+        if self._rules.known(bound.member) and self._directory.meet(bound.peer, bound.member, newest=True):
+            self._want_neighbours()
 
     def asking(self) -> Mapping[MemberId, Binding]:
         """Non-members that asked lately: candidates for an invitation."""
@@ -207,219 +236,145 @@ class Sync:
     def status(self) -> dict[str, Json]:
         """What `fishernet status` shows of the sync."""
         feeds: dict[str, Json] = {
-            member: {"size": self._size(member), "known": max(feed.target, self._size(member)), "frozen": feed.frozen}
-            for member, feed in self._feeds.items()
+            member: {"size": (size := self._feeds.size(member)), "known": max(feed.target, size), "frozen": feed.frozen}
+            for member, feed in self._feeds.items().items()
         }
         return {
             "feeds": feeds,
             "peers": {peer: self._directory.member_of(peer) for peer in sorted(self._network.peers())},
             "asking": sorted(self._desk.asking),
-            "blobs_waiting": self._fetcher.waiting,
-            "blobs_fetched": self._fetcher.fetched,
+            **self._fetcher.status(),
             "quarantined": self._backoff.blocked_count(),
             "last_error": self._last_error,
+            "heads_asked": self._heads.asked,
+            "heads_taken": self._heads.notes,
+            "heads_sent": self._desk.notes_sent,
+            "answers": self._desk.answers,
+            "pages": self._feeds.pages,
+            "hedged": self._feeds.hedged,
+            "streams_opened": self._asker.lines.opened,
+            "streams_reused": self._asker.lines.reused,
         }
 
     # -- peers -------------------------------------------------------------------------------------------------------
     def _introduce(self) -> None:
-        for peer, member in (self._rules.peers() if self._rules.peers is not None else {}).items():
-            self._meet(peer, member, newest=False)
+        """Whom the feeds name, when that has changed."""
+        bound = self._rules.peers() if self._rules.peers is not None else {}
+        if bound == self._bound:
+            return
+        self._bound = dict(bound)
+        news = [
+            self._directory.meet(peer, member, newest=False)
+            for peer, member in self._bound.items()
+            if self._rules.known(member)
+        ]
+        if any(news):
+            self._want_neighbours()
 
-    def _meet(self, peer: PeerId, member: MemberId, *, newest: bool) -> None:
-        """Keep a connection to whoever speaks for somebody that we serve or follow."""
-        known = self._wants(member) or self._rules.allowed(member)
-        if known and self._directory.meet(peer, member, newest=newest):
-            self._network.want(self._directory.peers())
+    def _want_neighbours(self) -> None:
+        """Keep a connection to the peers of everybody while they are few, of some that suffice when they are many."""
+        chosen = self._neighbours.choose(self._directory.members())
+        self._network.want(peer for member in sorted(chosen) for peer in self._directory.peers_of(member))
+
+    def _known_member(self, peer: PeerId) -> MemberId | None:
+        member = self._directory.member_of(peer)
+        return member if member is not None and self._rules.known(member) else None
+
+    def _peers_changed(self, peers: frozenset[PeerId]) -> None:
+        for peer in sorted(self._meeting.gone(peers)):
+            self._heads.forget(peer)
+            self._feeds.forget_peer(peer)
+            self._asker.lines.drop(peer)
+        self._ask_around()
+        self._feeds.wake()
+        self._fetcher.poke()
 
     # -- heads -------------------------------------------------------------------------------------------------------
-    def _peers_changed(self, peers: frozenset[PeerId]) -> None:
-        self._ask_around(peers - self._own.keys())
-        for peer in self._own.keys() - peers:
-            del self._own[peer]
-        self._strangers &= peers
-        for feed in self._feeds.values():
-            feed.news.set()
+    def _ask_around(self) -> None:
+        for peer in self._meeting.due(self._network.peers(), self._asked):
+            self._ask(peer)
 
-    def _ask_around(self, peers: frozenset[PeerId]) -> None:
-        if self._jobs is None:
+    def _ask(self, peer: PeerId) -> None:
+        banned = self._rules.banned(peer, self._directory.member_of(peer))
+        if self._jobs is None or peer in self._asked or banned or self._backoff.blocked(peer):
             return
-        for peer in peers - self._asked:
-            if not self._backoff.blocked(peer):
-                self._asked.add(peer)
-                self._jobs.create_task(self._ask_heads(peer))
+        self._asked[peer] = None
+        self._meeting.asked(peer)
+        self._jobs.create_task(self._ask_heads(peer))
 
     async def _ask_heads(self, peer: PeerId) -> None:
         try:
-            async with self._slots:
-                answer = await self._asker.heads(peer)
-            if self._rules.outdated(answer.binding):
-                raise OutdatedPeer("couldn't take heads: this member speaks through another peer by now")
-            self.met(answer.binding)
-            await self._take_heads(peer, answer)
+            await self._with_place(self._heads.ask(peer, self._answered))
+            self._meeting.answered(peer)
             self._backoff.clear(peer)
         except Refused as e:
             self._trouble("heads", peer, e)
+            self._rules.faulty(peer, e)
             self._backoff.fail(peer, HOSTILE_S)
         except Retry as e:
             self._trouble("heads", peer, e)
             self._backoff.fail(peer)
         finally:
-            self._asked.discard(peer)
+            self._asked.pop(peer, None)
             self._changed.set()
 
-    async def _take_heads(self, peer: PeerId, answer: wire.HeadsAnswer) -> None:
-        own = None
-        seen: set[MemberId] = set()
-        for note in answer.notes:
-            member = self._named(note)
-            if member is None or member in seen:
-                continue
-            seen.add(member)
-            head = _parse_head(note)
-            if member == self._binding.member:
-                own = head
-            await self._learn(head, peer)
-        if self._rules.allowed(answer.binding.member) or self._wants(answer.binding.member):
-            self._own[peer] = own
-        else:
-            self._strangers.add(peer)
+    async def _with_place(self, question: Coroutine[None, None, None]) -> None:
+        """Ask when a place is free; a slow peer gives it back after a moment and is waited for without one."""
+        task = asyncio.ensure_future(question)
+        try:
+            async with self._slots:
+                await asyncio.wait({task}, timeout=_PATIENCE_S)
+            await task
+        finally:
+            task.cancel()
+
+    def _answered(self, bound: Binding) -> None:
+        if self._rules.outdated(bound):
+            raise OutdatedPeer("couldn't take heads: this member speaks through another peer by now")
+        if self._rules.banned(bound.peer, bound.member):
+            raise PeerBanned("couldn't take heads: this peer is banned here")
+        self.met(bound)
 
     def _heard(self, note: bytes) -> None:
         """An announcement from anybody: looked at only when a wanted feed seems to have grown."""
-        member = self._named(note)
+        member = self._heads.named(note)
         if member is None or member == self._binding.member:
             return
-        feed = self._feeds.get(member)
+        if member in self._feeds and self._heads.size_in(note) <= self._feeds.of(member).target:
+            return  # before any signature is checked
         try:
-            head = _parse_head(note)
+            head = parse_head(note)
         except Refused:
             return  # gossip names no sender to blame
-        if feed is None or head.size > feed.target:
-            for peer in self._directory.peers_of(member):
-                self._feed(member).claims[peer] = head.size
-            self._reach_for(head)
+        self._feeds.reach_for(member, head.size)
 
-    def _named(self, note: bytes) -> MemberId | None:
-        """The member whose feed of our collective the note speaks of, when we want that feed; nothing is verified."""
-        prefix = f"fishernet/{self._collective}/".encode("ascii")
-        if not note.startswith(prefix) or len(note) > wire.MAX_NOTE:
-            return None
-        member = MemberId(note[len(prefix) : len(prefix) + 64].decode("ascii", errors="replace"))
-        if member not in self._feeds and len(self._feeds) >= MAX_FEEDS:
-            return None
-        return member if member == self._binding.member or self._wants(member) else None
-
-    async def _learn(self, head: Head, peer: PeerId) -> None:
-        """A verified head from a peer: a longer one is pulled, a shorter or equal one must fit what we hold."""
-        feed = self._feed(head.member)
-        feed.claims[peer] = head.size
-        if head.size > self._size(head.member):
-            if head.member == self._binding.member:  # we were set back: no append until these entries are here
-                await self._take(head.member, feed, [], head.note)
-            self._reach_for(head)
-        elif head not in self._store.heads(self._collective, head.member):
-            await self._take(head.member, feed, [], head.note)
-
-    def _reach_for(self, head: Head) -> None:
-        feed = self._feed(head.member)
-        feed.target = max(feed.target, head.size)
-        feed.news.set()
-
-    # -- feeds -------------------------------------------------------------------------------------------------------
-    def _feed(self, member: MemberId) -> _Feed:
-        feed = self._feeds.get(member)
-        if feed is None:
-            feed = self._feeds[member] = _Feed()
-            if self._jobs is not None:
-                self._jobs.create_task(self._pull(member, feed))
-        return feed
-
-    async def _pull(self, member: MemberId, feed: _Feed) -> None:
-        wait = 0.1
-        while not feed.frozen:
-            if feed.target <= self._size(member):
-                await feed.news.wait()
-                feed.news.clear()
-                wait = 0.1
-                continue
-            peer = self._best(member, feed)
-            if peer is None:
-                feed.news.clear()
-                try:
-                    async with asyncio.timeout(wait):
-                        await feed.news.wait()
-                except TimeoutError:
-                    wait = min(wait * 2, _LONGEST_WAIT_S)
-                continue
-            if await self._pull_page(peer, member, feed):
-                wait = 0.1
-
-    def _best(self, member: MemberId, feed: _Feed) -> PeerId | None:
-        """Who to ask: those that claim more than we hold, the author first; then those that claim nothing."""
-        size, authors = self._size(member), self._directory.peers_of(member)
-        candidates = [
-            peer
-            for peer in self._network.peers()
-            if feed.claims.get(peer, size + 1) > size and not self._backoff.blocked((peer, member))
-        ]
-        return min(
-            candidates,
-            key=lambda peer: (peer not in feed.claims, peer not in authors, self._directory.member_of(peer) is None),
-            default=None,
-        )
-
-    async def _pull_page(self, peer: PeerId, member: MemberId, feed: _Feed) -> bool:
-        matter, start = (peer, member), self._size(member)
-        try:
-            page = await self._asker.page(peer, member, start)
-            records = await asyncio.to_thread(from_wire, page.records)
-            if not records or records[0].entry.header.seq != start:
-                feed.claims[peer] = start  # until it says otherwise
-                raise Malformed(f"couldn't pull feed of {member[:12]}: the peer has nothing from {start} on")
-            await self._take(member, feed, records, page.note)
-        except StoreFull as e:
-            self._trouble("feed", peer, e)
-            await asyncio.sleep(_STORE_FULL_S)
-        except Refused as e:
-            self._trouble("feed", peer, e)
-            self._backoff.fail(matter, HOSTILE_S)
-        except Retry as e:
-            self._trouble("feed", peer, e)
-            self._backoff.fail(matter)
-        else:
-            self._backoff.clear(matter)
+    async def _announce_now(self, *, again: bool) -> bool:
+        heads = self._store.heads(self._collective, self._binding.member)
+        if not heads:
+            return False
+        note, now = heads[0].note, self._clock()
+        if note == self._announced and not (again and now >= self._announce_again):
             return True
-        return False
-
-    async def _take(self, member: MemberId, feed: _Feed, records: Sequence[Record], note: bytes) -> None:
-        """Verify and store; a fork freezes the feed and is the author's fault, not the peer's."""
-        try:
-            fresh = await asyncio.to_thread(self._store.append_foreign, self._collective, member, records, note)
-        except ForkSeen as e:
-            feed.frozen = True
-            log.error("event=fork member=%s kind=%s at=%d", member[:12], e.fork.kind, e.fork.at)
-            if self._rules.on_fork is not None:
-                self._rules.on_fork(e.fork)
-            return
-        except FeedFrozen:
-            feed.frozen = True
-            return
-        if fresh:
-            log.info("event=records member=%s from=%d count=%d", member[:12], fresh[0].entry.header.seq, len(fresh))
-            self._rules.on_records(member, fresh)
+        if not await self._network.publish(wire.topic(self._collective), note):
+            return False
+        every = max(_AGAIN_S, float(len(self._directory.members())))
+        self._announced, self._announce_again = note, now + every * self._rng.uniform(0.75, 1.25)
+        return True
 
     # -- small things ------------------------------------------------------------------------------------------------
-    def _size(self, member: MemberId) -> int:
-        head = self._store.head(self._collective, member)
-        return 0 if head is None else head.size
+    def _members_answered(self) -> frozenset[PeerId]:
+        """Connected peers that answered and speak for somebody that we serve or follow."""
+        return frozenset(peer for peer in self._network.peers() if self._meeting.has_answered(peer))
 
     def _holders(self, prefer: Sequence[MemberId]) -> Sequence[PeerId]:
         """Connected member peers, those of the preferred members first."""
-        return self._directory.ranked(prefer, self._network.peers())
+        banned, directory = self._rules.banned, self._directory
+        ranked = directory.ranked(prefer, self._network.peers())
+        return [peer for peer in ranked if not banned(peer, directory.member_of(peer))]
 
     def _expected(self, waited_s: float) -> frozenset[PeerId]:
         """Peers whose answer is worth waiting for: connected ones that may be members, and for a while absent members."""
-        connected = self._network.peers() - self._strangers
+        connected = frozenset(peer for peer in self._network.peers() if not self._meeting.is_stranger(peer))
         if waited_s >= _ABSENT_S:
             return connected
         of = {peer: self._directory.member_of(peer) for peer in self._directory.newest()}

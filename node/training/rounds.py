@@ -27,7 +27,6 @@ from ledger.charter import Charter
 from node.collective.measure import Loss, Scales, save_view
 from node.collective.replay import Missing, Model, Replay, Vector
 from node.collective.seat import Seat
-from node.config import Train
 from node.data import erasing
 from node.data.egress import Egress, Reject
 from node.data.permits import Permits
@@ -36,6 +35,7 @@ from node.data.residual import HEAD as _HEAD
 from node.data.residual import STATE
 from node.errors import NotAllowed
 from node.ports import Trainer, TrainJob
+from node.sections import Train
 from node.syncing.blobs import BlobStore
 from node.training import runs, settings
 from node.training.runs import Ran
@@ -97,7 +97,7 @@ class Rounds:
         seat = fold.charter.member(me)
         if seat is None or seat.role != "contributor":
             return False
-        waiting = [c for c in made if fold.fate(c) == "pending"]
+        waiting = [c for c in made if fold.uncovered(c) and fold.fate(c) == "pending"]
         contested = rules.contested(fold) if waiting else set()
         return all(c.event in contested for c in waiting)
 

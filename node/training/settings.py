@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from node.config import AUTO, Train
+from node.sections import AUTO, Train
 from node.training.runs import Ran
 from protocol.ids import Digest
 

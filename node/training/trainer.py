@@ -53,6 +53,15 @@ class WorkerTrainer:
         if self.child.running:
             await self.child.request(self._load, timeout=_JOB_TIMEOUT)
 
+    async def use(self, *, threads: int, length: int) -> None:
+        """Train with so many threads, and measure at `length` tokens, from the next job on (raises ChildError kinds)."""
+        self._length, changed = length, threads != self._threads
+        self._threads = threads
+        if changed and self._load is not None:
+            self._load = {**self._load, "threads": threads}
+            if self.child.running:
+                await self.child.request(self._load, timeout=_JOB_TIMEOUT)
+
     async def train(self, job: TrainJob, on_event: Callable[[Mapping[str, Json]], None]) -> Trained:
         """Run one job (see the port)."""
         return trained(await self.child.request(line(job, self._key()), on_event, timeout=_JOB_TIMEOUT))

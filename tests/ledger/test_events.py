@@ -16,7 +16,7 @@ from ledger.events import grants
 from protocol import binding
 from protocol.canon import MAX_INT, Json, decode, encode
 from protocol.errors import Refused
-from protocol.ids import EventId, MemberId, digest
+from protocol.ids import EventId, MemberId, digest, peer_id
 from protocol.keys import SigningKey
 
 HEX = st.binary(max_size=8).map(digest)
@@ -195,6 +195,13 @@ ANY = st.one_of(
         .map(lambda heads: sorted(heads, key=lambda h: (h.member, h.size)))
         .map(tuple),
     ),
+    st.builds(
+        events.PeerBanned,
+        member=HEX.map(MemberId),
+        peer=st.none() | st.binary(min_size=32, max_size=32).map(peer_id),
+        reason=CODE,
+        until=st.none() | COUNT,
+    ),
     st.builds(events.Accepted, height=COUNT, attempt=ATTEMPT, digest=HEX),
     st.builds(events.Objected, height=COUNT, attempt=ATTEMPT, digest=st.none() | HEX, reason=CODE),
     st.builds(events.Committed, height=COUNT, attempt=ATTEMPT, digest=st.none() | HEX),
@@ -288,6 +295,7 @@ ONE_OF_EACH: list[events.Event] = [
             events.Witnessed(member=MemberId(D), size=1, root=D, time=1, signature=bytes(64), post_quantum=bytes(2420)),
         )
     ),
+    events.PeerBanned(member=MemberId(D), peer=None, reason="flood", until=1),
     events.Proposed(height=1, attempt=0, valid_attempt=-1, value={}),
     events.Accepted(height=1, attempt=0, digest=D),
     events.Objected(height=1, attempt=0, digest=None, reason="timeout"),

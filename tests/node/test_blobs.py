@@ -127,7 +127,7 @@ def test_full_disk_is_said_and_loses_nothing(tmp_path):
 import resource, signal
 from pathlib import Path
 from node.syncing.blobs import BlobStore
-from node.errors import DiskFull
+from node.errors_network import DiskFull
 from protocol.ids import digest
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = BlobStore(Path({str(tmp_path)!r}))

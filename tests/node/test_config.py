@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.access.egress import Policy
-from node import config
-from node.config import NodeConfig
+from node import config, sections
 from node.data.egress import policy_of
 from node.errors import ConfigError
+from node.sections import NodeConfig
 
 CONFIGS = sorted(
     c for c in (Path(__file__).parents[2] / "configs").glob("*.toml") if not c.name.startswith("simulation-")
@@ -30,7 +30,7 @@ def test_the_template_holds_the_defaults_and_a_comment_for_every_key() -> None:
     text = config.template(name="clinic", model="tiny")
     parsed = config.parse(text, source=SOURCE)
     assert (parsed.node.name, parsed.node.model) == ("clinic", "tiny")
-    assert parsed.model_copy(update={"node": config.Node()}) == NodeConfig()
+    assert parsed.model_copy(update={"node": sections.Node()}) == NodeConfig()
     lines = text.split("\n")
     keys = [i for i, line in enumerate(lines) if " = " in line and not line.startswith("#")]
     assert len(keys) == sum(len(section) for section in tomllib.loads(text).values())
@@ -173,7 +173,7 @@ def test_a_literal_reads_back(value: str | bool | int) -> None:
 
 def test_steps_and_rate_are_numbers_or_searched_for() -> None:
     train = config.parse('[train]\nsteps = "auto"\nlearning_rate = "auto"\n', source=SOURCE).train
-    assert (train.steps, train.learning_rate) == (config.AUTO, config.AUTO)
+    assert (train.steps, train.learning_rate) == (sections.AUTO, sections.AUTO)
     for wrong in ("steps = 0", "steps = 1.5", 'steps = "many"', "learning_rate = 0.0", 'learning_rate = "fast"'):
         text = refused(f"[train]\n{wrong}\n")
         assert f"line 2: [train] {wrong.split()[0]}" in text

@@ -21,7 +21,7 @@ from ledger import events
 from ledger.access import egress
 from ledger.access.egress import Accept, Facts, Policy, Reject, examine, parse
 from ledger.errors import BadEvent
-from node import config
+from node import config, sections
 from node.data.egress import Egress, modules, policy_of
 from node.errors import EgressStopped
 from node.errors_network import PeerRefused
@@ -116,7 +116,7 @@ def test_touched_modules_are_found_by_the_layout_of_the_coordinates() -> None:
 
 
 def test_the_section_of_the_configuration_becomes_the_policy() -> None:
-    assert policy_of(config.Egress()) == egress.DEFAULT
+    assert policy_of(sections.Egress()) == egress.DEFAULT
     text = f"""
 [egress]
 max_norm = 2.5
@@ -191,14 +191,14 @@ def test_a_run_is_not_repeated_by_itself_under_the_policy_that_stopped_it(table:
     desk = guarded(table, Policy(max_bytes=100))
     with pytest.raises(EgressStopped):
         desk.run()
-    assert not desk.rounds.may_start(config.Train())
+    assert not desk.rounds.may_start(sections.Train())
     watch(desk, Policy())
-    assert desk.rounds.may_start(config.Train())
+    assert desk.rounds.may_start(sections.Train())
 
 
 def test_the_run_that_waited_over_a_restart_meets_the_policy_too(table: Table) -> None:
     desk = guarded(table, Policy(max_bytes=100))
-    ran = asyncio.run(desk.rounds.train(config.Train(), lambda _event: None))
+    ran = asyncio.run(desk.rounds.train(sections.Train(), lambda _event: None))
     assert desk.rounds.unpublished() == ran
     with pytest.raises(EgressStopped):
         desk.run()

@@ -17,9 +17,9 @@ from ledger.access.decision import decide
 from ledger.events import AccessDecided, DataUsed
 from node.audits import auditing
 from node.collective.seat import now_ms
-from node.config import Train
 from node.data.permits import PURPOSE, Permits, describe, self_grant
 from node.errors import AccessDenied, AppendPaused
+from node.sections import Train
 from protocol.ids import EventId
 
 HOUR = 3_600_000

@@ -14,7 +14,7 @@ from pupil import COORDINATES
 from seats import Table
 
 from contrib import feedback
-from node import config
+from node import sections
 from node.data import residual
 from node.training.rounds import Rounds
 from protocol import contribution, sparse
@@ -78,7 +78,7 @@ def test_a_member_that_restarts_before_every_turn_still_says_everything(desk: De
 
 
 def test_a_run_that_ended_before_a_crash_is_fed_back_once(desk: Desk) -> None:
-    asyncio.run(desk.rounds.train(config.Train()))
+    asyncio.run(desk.rounds.train(sections.Train()))
     restarted(desk).run()
     assert len(desk.pupil.trained) == 1, "the finished run is published, not repeated"
     first = waiting(desk)

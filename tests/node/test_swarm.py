@@ -17,7 +17,7 @@ import pytest
 from peers import Home, homes, live, swarm_of, until
 
 from node.errors_network import BadTransport, PeerUnreachable, PortTaken, StreamEnded
-from node.network import streams
+from node.network import links
 from node.network.swarm import MAX_ANNOUNCEMENT, Swarm, SwarmConfig
 from protocol.errors import Malformed
 

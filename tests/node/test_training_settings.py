@@ -8,8 +8,8 @@ from keeper import Desk
 from seats import Table
 
 from node.cli import render_training
-from node.config import AUTO, Train
 from node.data import residual
+from node.sections import AUTO, Train
 from node.training import runs, settings
 from node.training.runs import Ran
 from protocol.ids import Digest, digest

@@ -15,9 +15,9 @@ from ledger import events
 from ledger.access import egress
 from node.collective.measure import Scales
 from node.collective.seat import now_ms
-from node.config import Train
 from node.data.egress import Egress
 from node.data.permits import PURPOSE, Permits, self_grant
+from node.sections import Train
 from node.session import Session
 from node.training.rounds import Rounds
 from protocol import contribution, sparse

@@ -94,6 +94,7 @@ def create_app(
     add_error_handlers(app)
     metrics, given = Metrics(), keys or Keys()
     door = Door(config_keys=api_keys, file=given.file, judge=given.judge, log=given.log, denied=metrics.denied, now=now)
+    app.state.door = door
     binder = Binder(engine, facts, door, now)
     _add_answers(app, _Answers(engine, binder, door, metrics))
     _add_models(app, engine, binder, door)
@@ -136,7 +137,7 @@ class _Answers:
             return Response(status_code=GONE)
 
         def broken(error: FishernetError) -> None:
-            log.warning("answer_broken model=%s code=%s", bound.answer.model, error.code)
+            log.warning("event=answer-broken model=%s code=%s", bound.answer.model, error.code)
 
         stream = lines(first, parts, bound.answer, usage=body.include_usage, broken=broken)
         headers = {**bound.headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -163,7 +164,7 @@ class _Answers:
             self._door.done(bound.admitted, bound.asked.model, cost)
             seconds = watch.end(200 if used else GONE)
             log.info(
-                "answered model=%s digest=%s key=%s prompt_tokens=%d completion_tokens=%d ms=%d",
+                "event=answered model=%s digest=%s key=%s prompt_tokens=%d completion_tokens=%d ms=%d",
                 bound.asked.model.name,
                 short(bound.asked.model.digest),
                 bound.admitted.tenant or "-",
@@ -286,6 +287,6 @@ def _add_state(app: FastAPI, engine: Engine, facts: Callable[[], Facts], door: D
         try:
             counted = await engine.stats()
         except NodeError as e:
-            log.debug("metrics_without_engine code=%s", e.code)
+            log.debug("event=metrics-without-engine code=%s", e.code)
             counted = {}
         return Response(metrics.text(counted), headers={"content-type": CONTENT_TYPE})

@@ -121,7 +121,7 @@ def add_error_handlers(app: FastAPI) -> None:
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
     async def on_unforeseen(_request: Request, error: Exception) -> JSONResponse:
-        log.error("request_failed error=%s", type(error).__name__)
+        log.error("event=request-failed error=%s", type(error).__name__)
         return JSONResponse(error_body("couldn't answer: an internal error", kind=SERVER, code="internal"), 500)
 
     app.add_exception_handler(FishernetError, on_ours)

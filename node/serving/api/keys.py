@@ -51,6 +51,10 @@ class Door:
         self._log, self._denied, self._now = log, denied, now
         self._rates = Rates()
 
+    def use(self, config_keys: Sequence[str]) -> None:
+        """Take these keys of node.toml instead of the ones before, from the next request on."""
+        self._config = of_config(config_keys)
+
     def keys(self) -> tuple[ApiKey, ...]:
         """All keys that were ever made here; empty: everybody may ask."""
         return (*self._config, *(self._file.all() if self._file else ()))

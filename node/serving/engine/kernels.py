@@ -129,7 +129,7 @@ def load() -> ctypes.CDLL | None:
         return open_library(build(_cache()))
     except (OSError, subprocess.SubprocessError) as e:
         cause = str(getattr(e, "stderr", "") or e).strip().splitlines()
-        log.warning("couldn't build the kernels, answers take longer: %s", cause[0] if cause else type(e).__name__)
+        log.warning("event=kernels-not-built effect=slower-answers cause=%s", cause[0] if cause else type(e).__name__)
         return None
 
 

@@ -1,0 +1,154 @@
+"""Lends donors: which peer may be asked for a blob now, so many streams in all, so many of one donor, the most urgent first.
+
+A wish names the donors that could serve it; it gets the least busy of the best ones, or waits for its turn. Among equals a
+donor is chosen by a hash that differs from node to node, so that many newcomers do not all hit one. Knows no stream and
+nothing of blobs but their digests. Invariants: never more than `TOTAL` streams, nor `PER_DONOR` of one donor; a place is given
+back whatever happens; a wish that nobody can serve is told so at once instead of waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from itertools import count
+from typing import Final
+
+from node.errors_network import BlobMissing
+from protocol.ids import Digest, PeerId
+
+TOTAL: Final = 16
+PER_DONOR: Final = 4
+SPARE: Final = 4  # places that history leaves to whatever is urgent; of each donor one
+SLOW: Final = 8.0  # times slower than the fastest, a donor comes last
+_SMOOTH: Final = 0.3  # weight of the newest measurement of a donor's speed
+
+
+class Rank(IntEnum):
+    """How urgent a blob is: the lower, the earlier."""
+
+    VOTE = 0  # a decision now under vote needs it
+    PENDING = 1
+    RELEASE = 2  # the newest release is made of it
+    HISTORY = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A donor that could serve a wish. `tier` 0: known or presumed to hold it, 1: not known."""
+
+    peer: PeerId
+    tier: int = 1
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Wish:
+    digest: Digest
+    order: Callable[[], tuple[int, ...]]
+    candidates: Callable[[], Sequence[Candidate]]
+    number: int
+    lent: asyncio.Future[PeerId] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Donors:
+    """The streams that may be open for blobs."""
+
+    def __init__(self, salt: bytes) -> None:
+        """`salt` makes the choice among equal donors our own."""
+        self._salt = salt
+        self._load: Counter[PeerId] = Counter()
+        self._history = 0
+        self._waiting: list[_Wish] = []
+        self._numbers = count()
+        self._rates: dict[PeerId, float] = {}
+
+    @property
+    def open(self) -> int:
+        """Places that are lent now."""
+        return self._load.total()
+
+    def load(self, peer: PeerId) -> int:
+        """Places lent of one donor."""
+        return self._load[peer]
+
+    def rate(self, peer: PeerId) -> float | None:
+        """How fast a donor gave lately, in bytes a second; None: not known."""
+        return self._rates.get(peer)
+
+    def measured(self, peer: PeerId, rate: float) -> None:
+        """Note how fast a donor gave."""
+        last = self._rates.pop(peer, rate)
+        self._rates[peer] = last + _SMOOTH * (rate - last)
+        while len(self._rates) > 1024:
+            del self._rates[next(iter(self._rates))]
+
+    @contextlib.asynccontextmanager
+    async def lend(
+        self, digest: Digest, order: Callable[[], tuple[int, ...]], candidates: Callable[[], Sequence[Candidate]]
+    ) -> AsyncIterator[PeerId]:
+        """A donor for the length of the block. `order` (a `Rank` first) and `candidates` are asked whenever a place is free.
+
+        Raises:
+            BlobMissing: there is no candidate now.
+        """
+        wish = _Wish(digest=digest, order=order, candidates=candidates, number=next(self._numbers))
+        self._waiting.append(wish)
+        try:
+            self.grant()
+            peer = await wish.lent
+        except asyncio.CancelledError:
+            if wish in self._waiting:
+                self._waiting.remove(wish)
+            elif not wish.lent.cancelled() and wish.lent.exception() is None:
+                self._give_back(wish.lent.result())  # it came in the same moment
+            raise
+        try:
+            yield peer
+        finally:
+            self._give_back(peer)
+
+    def grant(self) -> None:
+        """Give free places to those who wait, the most urgent first; call it when candidates may have changed."""
+        if not self._waiting:
+            return
+        for wish in sorted(self._waiting, key=lambda w: (*w.order(), w.number)):
+            if self.open >= TOTAL:
+                return
+            if wish.lent.done():
+                continue
+            found = wish.candidates()
+            if not found:
+                self._waiting.remove(wish)
+                wish.lent.set_exception(BlobMissing(f"couldn't fetch blob {wish.digest[:12]}: nobody connected gives it"))
+                continue
+            history = wish.order()[0] >= Rank.HISTORY
+            if history and self.open >= TOTAL - SPARE:
+                continue
+            most = PER_DONOR - history
+            best = self._best(wish, [c for c in found if self._load[c.peer] < most])
+            if best is not None:
+                self._waiting.remove(wish)
+                self._load[best.peer] += 1
+                wish.lent.set_result(best.peer)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+    def _give_back(self, peer: PeerId) -> None:
+        self._load[peer] -= 1
+        if not self._load[peer]:
+            del self._load[peer]
+        self.grant()
+
+    def _best(self, wish: _Wish, found: Sequence[Candidate]) -> Candidate | None:
+        """Of the likeliest ones, not a slow one when there is a fast one, and the least busy."""
+        fastest = max((self._rates.get(c.peer, 0.0) for c in found), default=0.0)
+
+        def preference(candidate: Candidate) -> tuple[int, bool, int, bytes]:
+            slow = self._rates.get(candidate.peer, fastest) < fastest / SLOW
+            text = self._salt + wish.digest.encode() + candidate.peer.encode()
+            return candidate.tier, slow, self._load[candidate.peer], hashlib.sha256(text).digest()
+
+        return min(found, key=preference, default=None)

@@ -1,0 +1,293 @@
+"""Pulls feed ranges: one task per feed that is behind asks the peer most likely to have the rest, verifies, stores.
+
+A peer that sends bad data is left alone in that matter for a growing time and others are asked; one that is slow is not waited
+for: after a moment the next best one is asked as well, and whoever answers first has answered. Knows neither how a feed came
+to be known to be longer nor what events mean. Invariant: nothing reaches the store but through `Store.append_foreign`, and
+`on_records` sees only what it returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from ledger.checkpoint import Head
+from ledger.entry import Record
+from ledger.errors import FeedFrozen, ForkSeen, StoreFull
+from ledger.store import Store
+from node.errors_network import UnknownHere
+from node.finding.backoff import HOSTILE_S, Backoff
+from node.ports import Network
+from node.syncing.directory import Directory
+from node.syncing.exchange import Asker, from_wire
+from node.syncing.neighbours import Neighbours
+from node.syncing.rules import SyncRules
+from protocol.errors import Malformed, Refused, Retry
+from protocol.ids import CollectiveId, MemberId, PeerId
+from protocol.merkle import root_at
+
+log = logging.getLogger(__name__)
+
+MAX_FEEDS: Final = 1024
+SLOW_RATE: Final = 64 * 1024  # bytes a second: who is slower is asked only for what nobody else has
+_LONGEST_WAIT_S: Final = 30.0
+_STORE_FULL_S: Final = 5.0
+_NO_ROOM_S: Final = 5.0
+_HEDGE_S: Final = 1.0  # who has not answered by then is not waited for alone
+_FEW: Final = 16  # records that are checked at once; more go to a thread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedParts:
+    """What the pulling works with: stores, network, who speaks for whom, who is left alone, and the rules."""
+
+    store: Store
+    collective: CollectiveId
+    network: Network
+    asker: Asker
+    directory: Directory
+    backoff: Backoff
+    rules: SyncRules
+    wants: Callable[[MemberId], bool]
+    me: MemberId
+    neighbours: Neighbours
+    trouble: Callable[[str, PeerId, Exception], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Feed:
+    """How far a feed is known to reach, who says so, and whether a task pulls it now."""
+
+    target: int = 0
+    frozen: bool = False
+    pulled: bool = False
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    claims: dict[PeerId, int] = field(default_factory=dict)
+    last_note: bytes = b""  # the last announcement of it
+
+
+class Feeds:
+    """The feeds of one collective, as far as they are wanted."""
+
+    def __init__(self, parts: FeedParts) -> None:
+        """Pull nothing before `start`."""
+        self._parts = parts
+        self._feeds: dict[MemberId, Feed] = {}
+        self._jobs: asyncio.TaskGroup | None = None
+        self.pages = self.hedged = 0
+
+    def __contains__(self, member: MemberId) -> bool:
+        return member in self._feeds
+
+    def items(self) -> Mapping[MemberId, Feed]:
+        """Every feed that was heard of."""
+        return self._feeds
+
+    def start(self, jobs: asyncio.TaskGroup) -> None:
+        """Pull in tasks of `jobs` from now on."""
+        self._jobs = jobs
+        for member in self._feeds:
+            self._begin(member)
+
+    def stop(self) -> None:
+        """Begin no more tasks."""
+        self._jobs = None
+
+    def size(self, member: MemberId) -> int:
+        """Entries that are here."""
+        return self._parts.store.length(self._parts.collective, member)
+
+    def room_for(self, member: MemberId) -> bool:
+        """Whether one more feed may be followed."""
+        return member in self._feeds or len(self._feeds) < MAX_FEEDS
+
+    def of(self, member: MemberId) -> Feed:
+        """What is known of a feed, from now on."""
+        return self._feeds.setdefault(member, Feed())
+
+    def claim(self, member: MemberId, peer: PeerId, size: int) -> None:
+        """`peer` itself says that it holds so many entries."""
+        self.of(member).claims[peer] = size
+
+    def forget_peer(self, peer: PeerId) -> None:
+        """A peer is gone, and its claims with it."""
+        for feed in self._feeds.values():
+            feed.claims.pop(peer, None)
+
+    def wake(self) -> None:
+        """Somebody came: look again who may have what is missing."""
+        for feed in self._feeds.values():
+            if feed.pulled:
+                feed.news.set()
+
+    def reach_for(self, member: MemberId, size: int) -> None:
+        """The feed has `size` entries at least: pull them."""
+        feed = self.of(member)
+        feed.target = max(feed.target, size)
+        feed.news.set()
+        self._begin(member)
+
+    async def learn(self, head: Head, peer: PeerId) -> None:
+        """A verified head from a peer: a longer one is pulled, a shorter or equal one must fit what we hold."""
+        self.claim(head.member, peer, head.size)
+        feed, size = self.of(head.member), self.size(head.member)
+        if head.size > size:
+            if head.member == self._parts.me:  # we were set back: no append until these entries are here
+                await self.take(head.member, [], head.note)
+            self.reach_for(head.member, head.size)
+        elif not feed.frozen and not self._fits(head):
+            await self.take(head.member, [], head.note)
+
+    def _fits(self, head: Head) -> bool:
+        tree = self._parts.store.tree(self._parts.collective, head.member)
+        return root_at(head.size, tree.nodes).hex() == head.root
+
+    # -- pulling -----------------------------------------------------------------------------------------------------
+    def _begin(self, member: MemberId) -> None:
+        feed = self._feeds[member]
+        behind = feed.target > 0 and feed.target > self.size(member)
+        if self._jobs is not None and behind and not (feed.pulled or feed.frozen):
+            feed.pulled = True
+            self._jobs.create_task(self._pull(member, feed))
+
+    async def _pull(self, member: MemberId, feed: Feed) -> None:
+        """Until the feed is level; then the task ends."""
+        wait = 0.1
+        try:
+            while not feed.frozen and feed.target > self.size(member):
+                if member != self._parts.me and self._parts.rules.room(member) <= 0:
+                    await asyncio.sleep(_NO_ROOM_S)
+                    continue
+                feed.news.clear()
+                peers = self._candidates(member, feed)
+                if peers and await self._pull_page(peers, member, feed):
+                    wait = 0.1
+                elif not peers:
+                    try:
+                        async with asyncio.timeout(wait):
+                            await feed.news.wait()
+                            wait = 0.1
+                    except TimeoutError:
+                        wait = min(wait * 2, _LONGEST_WAIT_S)
+        finally:
+            feed.pulled = False
+
+    def _candidates(self, member: MemberId, feed: Feed) -> list[PeerId]:
+        """Whom to ask, best first: who claims more than we hold, the quick, the author, then the nearest to it."""
+        parts, size = self._parts, self.size(member)
+        authors = parts.directory.peers_of(member)
+
+        def order(peer: PeerId) -> tuple[bool, bool, bool, bool, int, PeerId]:
+            speaks, rate = parts.directory.member_of(peer), parts.network.rate(peer)
+            return (
+                peer not in feed.claims and peer not in authors,
+                rate is not None and rate < SLOW_RATE,
+                peer not in authors,
+                speaks is None,
+                0 if speaks is None else parts.neighbours.nearness(member, speaks),
+                peer,
+            )
+
+        found = [
+            peer
+            for peer in parts.network.peers()
+            if feed.claims.get(peer, size + 1) > size
+            and not parts.backoff.blocked((peer, member))
+            and not parts.rules.banned(peer, parts.directory.member_of(peer))
+        ]
+        return sorted(found, key=order)
+
+    async def _pull_page(self, peers: Sequence[PeerId], member: MemberId, feed: Feed) -> bool:
+        """Ask the first; if it takes long, the second too. Whether something was stored."""
+        start = self.size(member)
+        first = asyncio.ensure_future(self._ask(peers[0], member, start))
+        asked = {first: peers[0]}
+        try:
+            if len(peers) > 1:
+                done, _ = await asyncio.wait({first}, timeout=_HEDGE_S)
+                if not done:
+                    self.hedged += 1
+                    asked[asyncio.ensure_future(self._ask(peers[1], member, start))] = peers[1]
+            waiting = set(asked)
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if await self._took(task, asked[task], member, feed, start):
+                        return True
+            return False
+        finally:
+            for task in asked:
+                if not task.done():
+                    task.cancel()
+            for task in asked:
+                with contextlib.suppress(asyncio.CancelledError, Refused, Retry):
+                    await task
+
+    async def _ask(self, peer: PeerId, member: MemberId, start: int) -> tuple[list[Record], bytes]:
+        page = await self._parts.asker.page(peer, member, start)
+        few = len(page.records) <= _FEW
+        return from_wire(page.records) if few else await asyncio.to_thread(from_wire, page.records), page.note
+
+    async def _took(
+        self, task: asyncio.Future[tuple[list[Record], bytes]], peer: PeerId, member: MemberId, feed: Feed, start: int
+    ) -> bool:
+        parts, matter = self._parts, (peer, member)
+        try:
+            records, note = task.result()
+            if not records or records[0].entry.header.seq != start:
+                claimed = feed.claims.pop(peer, 0) > start
+                if records:
+                    raise Malformed(f"couldn't pull feed of {member[:12]}: the peer answers with other entries")
+                if claimed:  # it may hold a head and be pulling the entries itself: left alone, not blamed
+                    raise UnknownHere(f"couldn't pull feed of {member[:12]}: the peer has nothing from {start} on")
+                parts.backoff.fail(matter)  # it never said that it had more
+                return False
+            if member != parts.me:
+                records = records[: parts.rules.room(member)]
+            await self.take(member, records, note)
+        except StoreFull as e:
+            parts.trouble("feed", peer, e)
+            await asyncio.sleep(_STORE_FULL_S)
+        except Refused as e:
+            parts.trouble("feed", peer, e)
+            parts.rules.faulty(peer, e)
+            parts.backoff.fail(matter, HOSTILE_S)
+        except Retry as e:
+            parts.trouble("feed", peer, e)
+            parts.backoff.fail(matter)
+        else:
+            parts.backoff.clear(matter)
+            self.pages += 1
+            return True
+        return False
+
+    async def take(self, member: MemberId, records: Sequence[Record], note: bytes) -> None:
+        """Verify and store; a fork freezes the feed and is the author's fault, not the peer's.
+
+        Raises:
+            Refused, Retry: nothing was stored.
+        """
+        parts, feed = self._parts, self.of(member)
+        try:
+            fresh = await asyncio.to_thread(parts.store.append_foreign, parts.collective, member, records, note)
+        except ForkSeen as e:
+            feed.frozen = True
+            log.error("event=fork member=%s kind=%s at=%d", member[:12], e.fork.kind, e.fork.at)
+            if parts.rules.on_fork is not None:
+                parts.rules.on_fork(e.fork)
+            return
+        except FeedFrozen:
+            feed.frozen = True
+            return
+        if fresh:
+            log.info("event=records member=%s from=%d count=%d", member[:12], fresh[0].entry.header.seq, len(fresh))
+            parts.rules.took(member, len(fresh), sum(_weight(record) for record in fresh))
+            parts.rules.on_records(member, fresh)
+
+
+def _weight(record: Record) -> int:
+    return len(record.entry.line) + (0 if record.body is None else len(record.body.data))
