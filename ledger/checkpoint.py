@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ def make(key: keys.SigningKey, collective: CollectiveId, member: MemberId, size:
     return assemble(collective, member, size, root, signature)
 
 
+@functools.lru_cache(maxsize=2048)  # one head comes by gossip, with pages and from several peers; a refusal is not remembered
 def parse(note: bytes) -> Head:
     """Read a head that another party relays, and check its member's signature.
 

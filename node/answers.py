@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping
 
 from ledger.cuts import Cut
 from node import control
+from node.collective import keeping
 from node.collective.replay import Missing, Model
 from node.errors import NotAllowed
 from node.guarding.bans import Ban
@@ -101,6 +102,16 @@ class Answers:
     def bans(self) -> list[Ban]:
         """All bans that stand."""
         return self._parts.guard.bans()
+
+    async def storage(self) -> dict[str, Json]:
+        """What lies in the blob folder, why, and what would go for want of room."""
+        plan, room = await self._parts.keeper.report()
+        return keeping.told(plan, room, self._parts.session.config.storage)
+
+    async def prune(self, *, rare: bool, dry: bool) -> dict[str, Json]:
+        """Drop blobs that may go, after asking who else holds them; `rare`: those that only this node holds, too."""
+        plan = await self._parts.keeper.prune(rare=rare, dry=dry)
+        return {**plan.to_json(), "dropped": not dry, "asked": bool(self._parts.swarm.peers())}
 
     def linked(self) -> dict[PeerId, MemberId | None]:
         """Who is connected now, and which member each speaks for, as far as it showed."""

@@ -16,7 +16,7 @@ from ledger import charter as charters
 from ledger import events
 from ledger.amending import amended
 from ledger.charter import Member
-from node import config, control, peering
+from node import config, control, peering, storing
 from node import session as sessions
 from node.audits import auditing
 from node.collective import charters as wishes
@@ -301,6 +301,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     **granting.COMMANDS,
     **carrying.COMMANDS,
     **peering.COMMANDS,
+    **storing.COMMANDS,
     "config.reload": _reload,
     "forget": _forget,
     "forget.state": _forget_state,
@@ -322,6 +323,7 @@ READING: Final = frozenset(
         *granting.READING,
         *carrying.READING,
         *peering.READING,
+        *storing.READING,
     }
 )
 LIVE: Final = frozenset({"train.now", "measure", "config.reload"})

@@ -18,12 +18,12 @@ from contrib import adapters
 from contrib.adapters import AdapterSpec
 from contrib.models import Model as BaseModel
 from ledger.cuts import Cut
-from node import commands, control
+from node import commands, control, meters
 from node.answers import Answers
 from node.collective import succeeding
 from node.collective.joining import Joining
 from node.collective.seat import now_ms
-from node.data import erasing
+from node.data import erasing, recovering
 from node.guarding.bans import Ban
 from node.logs import Logs
 from node.network.streams import Tap
@@ -38,8 +38,11 @@ _TICK_S: Final = 0.5
 _BURST_S: Final = 0.02
 _STOP_S: Final = 4.0
 _INSIST_S: Final = (1.5, 3.0)
-_JOBS: Final = frozenset({"swarm", "sync", "control", "join", "watch", "api", "council", "train", "witness"})
+_JOBS: Final = frozenset(
+    {"swarm", "sync", "control", "join", "watch", "announce", "keep", "api", "council", "train", "witness"}
+)
 _RETRY_RUN_S: Final = 15.0
+_KEEP_S: Final = 5.0
 _RETRY_SERVE_S: Final = 2.0
 
 
@@ -59,19 +62,27 @@ class Daemon:
         logs: Logs | None = None,
     ) -> None:
         """Build the parts; nothing runs before `run`. `tap` sees every byte this node authors before it leaves."""
-        self._stop, self._changed = asyncio.Event(), asyncio.Event()
+        self._stop, self._changed, self._wrote = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.session = session
         self.logs = logs or Logs(session.home.path)
         self.parts = build(session, changed=self._changed.set, tap=tap)
         self.seat = self.parts.seat
         self.events = control.Events(now_ms)
-        self.front = Front(session, self.parts.replay, self.parts.holdings, ready=self._working)
+        self.front = Front(
+            session,
+            self.parts.replay,
+            self.parts.holdings,
+            ready=self._working,
+            meters=lambda: meters.read(self.parts, self.logs),
+        )
         self._jobs: asyncio.TaskGroup | None = None
         self.answers = Answers(self.parts, self.front, self.events, self.logs, spawn=self._spawn)
         self.parts.guard.told = self._banned
+        self.parts.keeper.told = lambda found: self.events.emit("storage", code=found.code, text=found.text)
         session.daemon = self.answers
         self.joining = Joining(session, self.parts.sync, self._next_change, accept_fork_risk=accept_fork_risk)
         self._decided = len(self.seat.fold.decisions)
+        self.seat.listen(lambda member: self._wrote.set() if member == self.seat.me else None)
 
     # -- life --------------------------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -91,6 +102,8 @@ class Daemon:
                 jobs.create_task(control.serve(self.session.home, self._dispatch, self.events), name="control")
                 jobs.create_task(self._join(jobs), name="join")
                 jobs.create_task(self._watch(), name="watch")
+                jobs.create_task(self._announce(), name="announce")
+                jobs.create_task(self._keep(), name="keep")
                 await self._stop.wait()
                 log.info("event=stopping")
                 for after in _INSIST_S:
@@ -160,7 +173,10 @@ class Daemon:
         self.front.open(epoch, model, adapter)
         jobs.create_task(self.front.run(), name="api")
         await self.joining.seat()
+        held = self.seat.fold.sizes.get(self.seat.me, 0)
         await self.joining.own_head()
+        recovering.settle(self.session, held)
+        await self.joining.caught_up(self.parts.rounds.lacking)
         await self.joining.begin()
         self.answers.use_data()
         self.answers.settled.set()
@@ -212,16 +228,17 @@ class Daemon:
             await asyncio.sleep(_TICK_S)
 
     async def _watch(self) -> None:
-        """After every change: announce, erase what is asked, fetch blobs, tell what was decided, serve what is new."""
+        """After every change: erase what is asked, fetch blobs, tell what was decided, serve what is new."""
         while True:
             await self._next_change()
             if self.answers.settled.is_set():
                 self.front.tell()
-            await self.parts.sync.announce()  # first: nobody waits for a file that is written anew
             await erasing.tend(self.session)
+            self._tell_decisions()
+            if self.joining.catching_up():
+                continue  # the newest release first: the one that is newest now will not be for long
             if self.seat.fold.known:
                 self.parts.holdings.fetch(self.seat.fold.pending())
-            self._tell_decisions()
             try:
                 await self._follow_epoch()
                 fresh = await self.front.update()
@@ -233,6 +250,28 @@ class Daemon:
                 continue
             for name, digest in fresh:
                 self.events.emit("served", name=name, digest=digest)
+            if self.front.shelf is not None and self.front.shelf.behind:
+                self._changed.set()  # go on with history, after whatever else has come meanwhile
+
+    async def _announce(self) -> None:
+        """Tell the others of each entry of ours as soon as it is written; what is written meanwhile goes with the next."""
+        while True:
+            await self._wrote.wait()
+            self._wrote.clear()
+            await self.parts.sync.announce()
+
+    async def _keep(self) -> None:
+        """Keep blobs within their room, and fetch history into what is left of it."""
+        while True:
+            try:
+                await self.parts.keeper.tend()
+            except (FishernetError, OSError) as e:
+                if isinstance(e, Fatal):
+                    raise
+                log.warning("event=not-kept cause=%s", e)
+            if not self.joining.catching_up():
+                self.parts.holdings.tend()
+            await asyncio.sleep(_KEEP_S)
 
     def _tell_decisions(self) -> None:
         for decision in self.seat.fold.decisions[self._decided :]:

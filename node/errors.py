@@ -6,6 +6,7 @@
     │   ├── NotAHome                no node lives there
     │   ├── HomeNotEmpty            init into a directory that already holds something
     │   └── HomeBusy                another process works on this home
+    ├── BackupError (Refused)       a backup cannot be made, is damaged, or does not belong here
     ├── IdentityError (Refused)     a key file cannot be used
     │   ├── PassphraseNeeded        the ledger key is locked and nobody gave the passphrase
     │   ├── WrongPassphrase         the passphrase does not open the ledger key
@@ -77,6 +78,12 @@ class HomeBusy(HomeError):
     """Another process holds the home's lock."""
 
     code: ClassVar[str] = "home-busy"
+
+
+class BackupError(NodeError, Refused):
+    """A backup cannot be made, is damaged, or does not belong to this home."""
+
+    code: ClassVar[str] = "bad-backup"
 
 
 class IdentityError(NodeError, Refused):

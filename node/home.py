@@ -168,6 +168,11 @@ class Home:
         return self.path / "rows.db"
 
     @property
+    def withheld_rows(self) -> Path:
+        """Rows of a backup that may hold what was forgotten after it was made: never read, the operator decides."""
+        return self.path / "rows-withheld.db"
+
+    @property
     def blobs(self) -> Path:
         """Contribution blobs by digest."""
         return self.path / "blobs"

@@ -7,12 +7,17 @@ Invariant: `build` opens no socket, starts no process and writes nothing into th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from ledger.entry import Record
 from node.collective.banning import Banning
 from node.collective.council import Council
+from node.collective.holdings import Holdings
 from node.collective.judging import Judge
+from node.collective.keeping import Keeper
 from node.collective.measure import Scales
 from node.collective.replay import Replay
 from node.collective.seat import Seat
@@ -27,13 +32,19 @@ from node.network.streams import Tap
 from node.network.swarm import Swarm, SwarmConfig
 from node.sections import Limits as LimitsSection
 from node.sections import NodeConfig
-from node.serving.shelf import Holdings
 from node.session import Session
 from node.syncing.blobs import BlobStore
 from node.syncing.sync import Sync, SyncRules
 from node.training.rounds import Rounds
 from node.training.trainer import WorkerTrainer
 from protocol.ids import MemberId
+
+log = logging.getLogger("fishernet.daemon")
+_TWIN: Final = (
+    "another node writes with this node's key (a restored backup, a copied home): stop one of the two, then start this one; "
+    "until then it writes nothing"
+)
+_AT_ONCE: Final = 4  # new contributions of one member that are fetched out of turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +62,7 @@ class Parts:
     swarm: Swarm
     sync: Sync
     holdings: Holdings
+    keeper: Keeper
     replay: Replay
     trainer: WorkerTrainer
     scales: Scales
@@ -110,6 +122,14 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
         """Whose feed we take: whoever has or had a seat; before the charter is here, whoever we were told to dial."""
         return not seat.fold.known or member == seat.me or member in seat.fold.ever_members()
 
+    def received(member: MemberId, records: Sequence[Record]) -> None:
+        """Take entries in; our own come back while we are asking for them, later only from somebody who has our key."""
+        twin = member == seat.me and bool(records) and seat.paused is None
+        seat.receive(member, records)
+        if twin:
+            log.error("event=twin at=%s", records[0].entry.header.seq)
+            seat.pause(_TWIN)
+
     def blob_arrived() -> None:
         changed()
         council.poke()
@@ -126,10 +146,20 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
     )
     swarm = Swarm(swarm_config(session, config, guard), tap=tap)
 
-    def grown(_member: MemberId) -> None:
+    looked: dict[MemberId, int] = {}
+
+    def grown(member: MemberId) -> None:
         if seat.fold.known:
             swarm.use_relays(seat.fold.charter.relays)
+            fetch(member)
         changed()
+
+    def fetch(member: MemberId) -> None:
+        """What a member has just published is fetched at once; what comes in bulk waits for its turn in `Holdings`."""
+        made = seat.fold.contributions.get(member, [])
+        fresh, looked[member] = made[looked.get(member, 0) :], len(made)
+        if member != seat.me and len(fresh) <= _AT_ONCE:
+            holdings.fetch(each for each in fresh if seat.fold.fate(each) == "pending")
 
     sync = Sync(
         store=session.store,
@@ -139,7 +169,7 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
         binding=identity.binding,
         rules=SyncRules(
             allowed=seat.may_read,
-            on_records=seat.receive,
+            on_records=received,
             wants=wants,
             farewell=seat.farewell,
             on_fork=seat.fork_found,
@@ -156,13 +186,16 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
         ),
     )
     guard.member_of = sync.member_of
-    holdings = Holdings(seat, blobs, sync, blob_arrived)
+    keeper = Keeper(seat, blobs, lambda: session.config.storage, sync.survey, now_ms=seat.now_ms)
+    holdings = Holdings(seat, blobs, sync, blob_arrived, admits=keeper.admits)
     replay = Replay(seat.fold, holdings.read)
     trainer = WorkerTrainer(threads=config.train.threads, length=config.train.length, rows_key=session.rows_key)
     scales = Scales(home, trainer, (), config.train.held_out_rows, permits=permits.evaluate)
     council = Council(seat, replay, Judge(seat, replay, scales, holdings.fetch))
     rounds = Rounds(seat, replay, blobs, trainer, scales, permits=permits, egress=egress)
     witnessing = Witnessing(seat, identity, heartbeat_s=config.ledger.heartbeat_s)
+    for known in seat.fold.contributions:
+        looked[known] = len(seat.fold.contributions[known])
     seat.listen(grown)
     grown(seat.me)
     return Parts(
@@ -177,6 +210,7 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
         swarm=swarm,
         sync=sync,
         holdings=holdings,
+        keeper=keeper,
         replay=replay,
         trainer=trainer,
         scales=scales,

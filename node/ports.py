@@ -369,6 +369,14 @@ class Running(Protocol):
         """All bans that stand."""
         ...
 
+    async def storage(self) -> dict[str, Json]:
+        """What lies in the blob folder, why, and what would go."""
+        ...
+
+    async def prune(self, *, rare: bool, dry: bool) -> dict[str, Json]:
+        """Drop blobs that may go."""
+        ...
+
     def linked(self) -> dict[PeerId, MemberId | None]:
         """Connected peers and whom each speaks for."""
         ...

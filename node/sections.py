@@ -262,6 +262,30 @@ class Limits(Section):
     )
 
 
+class Storage(Section):
+    """How much room blobs may take; what live releases, votes and pending contributions need is never dropped for it."""
+
+    quota_mib: int = Field(
+        default=0, ge=0, lt=2**31, description="MiB of blobs; above it, what is needed least goes. 0 = no limit."
+    )
+    keep_releases: int = Field(
+        default=1,
+        ge=1,
+        le=100_000,
+        description="Newest releases whose blobs are kept in any case, those of former epochs among them.",
+    )
+    history: bool = Field(
+        default=True,
+        description="Fetch what releases of former epochs were made of, for audits, while there is room for it.",
+    )
+    min_free_mib: int = Field(
+        default=256,
+        ge=0,
+        lt=2**31,
+        description="MiB of the disk to leave free: below it history is not fetched, and what may go goes.",
+    )
+
+
 class NodeConfig(Section):
     """A whole `node.toml`."""
 
@@ -273,3 +297,4 @@ class NodeConfig(Section):
     ledger: Ledger = Ledger()
     log: Log = Log()
     limits: Limits = Limits()
+    storage: Storage = Storage()

@@ -1,4 +1,4 @@
-"""What one node asks another: six requests in canonical JSON, each with the asker's binding, each read back strictly.
+"""What one node asks another: seven requests in canonical JSON, each with the asker's binding, each read back strictly.
 
 Every stream protocol has one kind of request; its name stands in `KINDS`. A reader verifies the binding's signatures (those it
 verified lately it remembers); whether it is that of the authenticated remote peer is the desk's matter. Knows no stream,
@@ -24,6 +24,7 @@ HEADS = "/fishernet/heads/1"
 FEED = "/fishernet/feed/1"
 BLOB = "/fishernet/blob/1"
 CHANGES = "/fishernet/heads/2"
+RANGE = "/fishernet/feed/2"
 PART = "/fishernet/blob/2"
 HAVE = "/fishernet/have/1"
 
@@ -32,6 +33,7 @@ MAX_HAVE_REQUEST = 64 * 1024
 MAX_DIGESTS = 1024  # that one request asks after
 MAX_PART = 16 << 20  # bytes of a blob that one request asks for
 MAX_TOKEN = 64
+MAX_ATTACHED = 1 << 20  # bytes of blobs that come with records
 
 _TOKEN = re.compile(rf"[0-9A-Za-z_-]{{0,{MAX_TOKEN}}}\Z")
 _RAW = 32  # bytes of a digest
@@ -97,6 +99,22 @@ class ChangesRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RangeRequest:
+    """Give me the records of `member` from `start` on, and with them blobs that they name, at most `attach` bytes in all."""
+
+    collective: CollectiveId
+    binding: Binding
+    member: MemberId
+    start: int
+    attach: int
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes."""
+        fields: dict[str, Json] = {"member": self.member, "start": self.start, "attach": self.attach}
+        return _request("range", self.collective, self.binding, fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartRequest:
     """Give me `length` bytes of the blob `digest` from `offset` on."""
 
@@ -127,13 +145,16 @@ class HaveRequest:
         return _request("have", self.collective, self.binding, fields, limit=MAX_HAVE_REQUEST)
 
 
-Request: TypeAlias = HeadsRequest | FeedRequest | BlobRequest | ChangesRequest | PartRequest | HaveRequest
+Request: TypeAlias = (
+    HeadsRequest | FeedRequest | BlobRequest | ChangesRequest | RangeRequest | PartRequest | HaveRequest
+)
 
 KINDS: dict[str, type[Request]] = {
     HEADS: HeadsRequest,
     FEED: FeedRequest,
     BLOB: BlobRequest,
     CHANGES: ChangesRequest,
+    RANGE: RangeRequest,
     PART: PartRequest,
     HAVE: HaveRequest,
 }
@@ -142,6 +163,7 @@ _FIELDS = {
     "feed": frozenset({"member", "start"}),
     "blob": frozenset({"digest", "offset"}),
     "changes": frozenset({"since", "have"}),
+    "range": frozenset({"member", "start", "attach"}),
     "part": frozenset({"digest", "offset", "length"}),
     "have": frozenset({"digests"}),
 }
@@ -179,6 +201,10 @@ def parse_request(data: bytes, *, max_bytes: int = MAX_REQUEST) -> Request:
             since, have = _token(value["since"]), _prints(value["have"])
             bound = verify_binding(value["binding"])
             return ChangesRequest(collective=collective, binding=bound, since=since, have=have)
+        case "range":
+            member, start = MemberId(as_hex(value["member"], "member")), _natural(value["start"])
+            attach, bound = _attach(value["attach"]), verify_binding(value["binding"])
+            return RangeRequest(collective=collective, binding=bound, member=member, start=start, attach=attach)
         case "part":
             digest, offset, length = (
                 Digest(as_hex(value["digest"])),
@@ -223,6 +249,13 @@ def _length(value: Json) -> int:
     if not 1 <= length <= MAX_PART:
         raise Malformed(f"couldn't read request: a part has 1 to {MAX_PART} bytes")
     return length
+
+
+def _attach(value: Json) -> int:
+    size = _natural(value)
+    if size > MAX_ATTACHED:
+        raise Malformed(f"couldn't read request: at most {MAX_ATTACHED} bytes are attached")
+    return size
 
 
 def _token(value: Json) -> str:

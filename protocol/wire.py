@@ -24,18 +24,21 @@ from protocol.requests import (
     HAVE,
     HEADS,
     KINDS,
+    MAX_ATTACHED,
     MAX_DIGESTS,
     MAX_HAVE_REQUEST,
     MAX_PART,
     MAX_REQUEST,
     MAX_TOKEN,
     PART,
+    RANGE,
     BlobRequest,
     ChangesRequest,
     FeedRequest,
     HaveRequest,
     HeadsRequest,
     PartRequest,
+    RangeRequest,
     Request,
     check_token,
     max_request,
@@ -51,6 +54,7 @@ __all__ = [
     "HEADER",
     "HEADS",
     "KINDS",
+    "MAX_ATTACHED",
     "MAX_BODY",
     "MAX_DIGESTS",
     "MAX_HAVE_REQUEST",
@@ -63,6 +67,7 @@ __all__ = [
     "MAX_TOKEN",
     "PAGE_RECORDS",
     "PART",
+    "RANGE",
     "SALT",
     "BlobRequest",
     "ChangesAnswer",
@@ -73,17 +78,21 @@ __all__ = [
     "HeadsAnswer",
     "HeadsRequest",
     "PartRequest",
+    "RangeRequest",
     "Refusal",
     "Request",
     "WireRecord",
     "answer",
+    "attached",
     "bitmap",
     "blob_size",
     "frame",
     "frame_length",
+    "max_attached",
     "max_request",
     "open_answer",
     "page_of",
+    "parse_attached",
     "parse_bitmap",
     "parse_blob_size",
     "parse_changes",
@@ -231,6 +240,28 @@ def _record(item: bytes) -> WireRecord:
     if not SALT <= len(rest) <= SALT + MAX_BODY:
         raise Malformed("couldn't read record: the body is too short or too long")
     return WireRecord(line=line, salt=rest[:SALT], data=rest[SALT:])
+
+
+def attached(blobs: Sequence[bytes]) -> bytes:
+    """The frame behind a page with attachments: for each record the blob that it names, empty when there is none or no room."""
+    return frame(pack(blobs))
+
+
+def parse_attached(data: bytes, records: int) -> list[bytes]:
+    """Read what is attached to a page of `records` records; the caller checks digests.
+
+    Raises:
+        Refused: malformed, or not one item for each record.
+    """
+    blobs = unpack(data, max_items=records, max_item=MAX_ATTACHED)
+    if len(blobs) != records:
+        raise Malformed(f"couldn't read attachments: {records} are expected")
+    return blobs
+
+
+def max_attached(attach: int) -> int:
+    """How long the frame of attachments may be, in bytes, when `attach` bytes of blobs were asked for."""
+    return attach + HEADER * PAGE_RECORDS
 
 
 def blob_size(size: int) -> bytes:

@@ -4,6 +4,7 @@
     roots.py       init, up, status, log, audit, observe, train, measure, demo, completion, version
     collective.py  collective create | show | invite | approve | join | amend | requests
     data.py        data add | list | show          model.py   model add | list          settings.py  config show | check | set | reload
+    storage.py     storage | storage prune
     peer.py        peer list | add | remove | ban | unban
     key.py         key show | rotate | revoke | propose | backup | restore       api_keys.py   key api add | list | revoke
     grant.py       grant issue | narrow | revoke | accept | list | check
@@ -46,6 +47,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {  # in the order of a first ses
     "train": ("roots", "train", "Train once now and publish what was learnt."),
     "measure": ("roots", "measure", "Measure base, own adapter and every release on held-out rows."),
     "bundle": ("bundle", "bundle", "Carry feeds and blobs by file between members that have no link."),
+    "storage": ("storage", "storage", "Show what lies on the disk and why, and drop what may go."),
     "peer": ("peer", "peer", "List peers, add one, ban and unban them, without a restart."),
     "key": ("key", "key", "Show, rotate, revoke, back up and restore this node's keys; make API keys."),
     "fork": ("fork", "fork", "Show, export and check proofs that a member signed two histories."),

@@ -83,11 +83,13 @@ class Council:
         if fold.ripe_amendments() or judging.overdue(self._seat, self._replay):
             return True
         rules = fold.charter.release
-        since, enough = self._waiting_since, min(rules.wait_for, len(fold.charter.contributors))
+        seats = {m.id for m in fold.charter.contributors}
+        pacing = seats - fold.doubted() or seats  # an offender neither hurries a release nor is waited for
+        since, enough = self._waiting_since, min(rules.wait_for, len(pacing))
         waits = since is not None and (self._clock() - since) * 1000 < rules.patience_ms
-        if waits and len({c.member for c in fold.pending()}) < enough:
+        if waits and len({fold.owner(c.member) for c in fold.pending()} & pacing) < enough:
             return False  # not enough even if all of it is eligible, which is dear to find out
-        sent = {c.member for c in judging.eligible(self._seat, self._replay)}
+        sent = {fold.owner(c.member) for c in judging.eligible(self._seat, self._replay)} & pacing
         if not sent:
             self._waiting_since = None
             return False

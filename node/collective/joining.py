@@ -11,6 +11,7 @@ import contextlib
 import logging
 import sqlite3
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from importlib import metadata
 from typing import Final
@@ -30,6 +31,8 @@ from protocol.ids import MemberId
 log = logging.getLogger("fishernet.joining")
 _HEAD_ANSWER_S: Final = 10.0
 _RETRY_S: Final = 2.0
+_FAR: Final = 256  # entries that are missing: more than ordinary rounds bring at once
+_STALLED_S: Final = 5.0  # as long as entries come, it is worth waiting for more
 _ASKING: Final = "peers have not been asked yet how long our feed is"
 _NO_SEAT: Final = "this node has no seat in the collective yet: a member must invite it"
 _GONE: Final = "the seat of this node's key went to {}; the keys of that member are not in this home"
@@ -54,6 +57,7 @@ class Joining:
         self._told: int | None = None  # how long our feed is, by a bundle of another member made since we began
         self._answer = asyncio.Event()
         session.carried = self.carried
+        self._pace = _Pace()
         self._seat.pause(_ASKING)
 
     async def charter(self) -> None:
@@ -123,6 +127,28 @@ class Joining:
             break
         seat.pause(None)
 
+    def catching_up(self) -> bool:
+        """Whether much is known to be missing and it is coming: what stands here now is of the past, and soon of no interest.
+
+        Once nothing has come for a while it is not: what is missing then, nobody has who can be reached.
+        """
+        return self._sync.behind() > _FAR and self._pace.moving(sum(self._seat.fold.sizes.values()))
+
+    async def caught_up(self, lacking: Callable[[], int]) -> None:
+        """Wait until entries and newest release are here that members had when we asked: who trains from less is behind them.
+
+        `lacking` counts the blobs of the newest release that are not here.
+        """
+        told, pace = False, _Pace()
+        while (left := (self._sync.behind(), lacking())) != (0, 0):
+            if not pace.moving((left, sum(self._seat.fold.sizes.values()))):
+                log.warning("event=still-behind entries=%s blobs=%s cause=nobody who can be reached has them", *left)
+                return
+            if not told:
+                log.info("event=catching-up entries=%s blobs=%s", *left)
+            told = True
+            await self._next_change()
+
     async def _said_ahead(self) -> int | None:
         """How long our feed is, by peers or by a bundle, whichever says so first; None when nobody did for a while."""
         asking = asyncio.create_task(self._sync.own_head_from_peers(_HEAD_ANSWER_S))
@@ -178,6 +204,21 @@ class Joining:
     def _size(self) -> int:
         """How much of our own feed the fold has taken: the store has it a moment earlier."""
         return self._seat.fold.sizes.get(self._seat.me, 0)
+
+
+class _Pace:
+    """Whether something that is counted has changed within the last seconds."""
+
+    def __init__(self) -> None:
+        self._seen: object = None
+        self._since = 0.0
+
+    def moving(self, count: object) -> bool:
+        """Look at it as it is now."""
+        now = time.monotonic()
+        if count != self._seen:
+            self._seen, self._since = count, now
+        return now - self._since < _STALLED_S
 
 
 def _versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from node.errors_network import OverQuota
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MAX_MEMBERS = 2048  # accounts
 MAX_STRANGERS = 1024
+_HANG_UPS = 32  # at one look, so that hanging up costs little too
 _SAID = Rate(per_s=0.1, burst=20)  # bans of strangers that are told one by one
 _FORGET_S = 7 * 86_400.0  # a ban that ended longer ago does not make the next one longer
 
@@ -239,7 +240,9 @@ class Guard:
         )
         self._book.put(ban)
         self._counts["bans_made"] += 1
-        if member is not None or self._say.take(1, self._clock()):  # strangers come by the thousand: not a line for each
+        if member is not None or self._say.take(
+            1, self._clock()
+        ):  # strangers come by the thousand: not a line for each
             whom = member[:12] if member else "none"
             log.warning("event=ban peer=%s member=%s code=%s seconds=%.0f", peer[-6:], whom, fault.code, lasts)
             self.told(ban)
@@ -252,6 +255,16 @@ class Guard:
             return True
         member = self.member_of(peer)
         return member is not None and self._book.get(member, now) is not None
+
+    def unwelcome(
+        self, connected: Collection[PeerId], *, before: Collection[PeerId], known: Callable[[PeerId], bool]
+    ) -> list[PeerId]:
+        """Some of the connected peers to hang up on: the banned, then strangers over the limit, of those the newest first."""
+        banned = [peer for peer in connected if self.banned(peer)]
+        strangers = [peer for peer in connected if not known(peer)]
+        over = max(0, len(strangers) - self._limits.strangers_connected)
+        newest = sorted(strangers, key=lambda peer: peer in before)[:over] if over else []
+        return list(dict.fromkeys([*banned, *newest]))[:_HANG_UPS]
 
     def banned_member(self, member: MemberId) -> bool:
         """Whether the operator has banned a member, whichever peer speaks for it."""

@@ -100,6 +100,7 @@ class Limits:
     streams_per_peer: int = 32
     streams_strangers: int = 16  # of all strangers together
     streams_per_stranger: int = 4
+    strangers_connected: int = 128
     held: int = 64 * MIB  # bytes of answers in memory at once
     held_per_peer: int = 8 * MIB
     held_strangers: int = MIB  # of all strangers together

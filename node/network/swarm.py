@@ -222,6 +222,8 @@ class Swarm:
         """
         if self._daemon is None:
             raise PeerUnreachable(f"couldn't open {protocol}: the network is down")
+        if self.guard.banned(peer):
+            raise PeerUnreachable(f"couldn't open {protocol} to {peer[-6:]}: it is banned here")
         async with contextlib.AsyncExitStack() as stack:
             try:
                 reader, writer = await stack.enter_async_context(self._daemon.open(peer, protocol))
@@ -351,12 +353,13 @@ class Swarm:
     async def _look(self, daemon: P2pd) -> frozenset[PeerId]:
         """See who is connected, and hang up on whom we banned; a p2pd that does not answer is frozen, and the life ends."""
         connected = await daemon.connected()
-        for peer in filter(self.guard.banned, connected):
+        for peer in self.guard.unwelcome(connected, before=self._connected, known=self._trusts):
             with contextlib.suppress(*_TROUBLE):
                 await daemon.disconnect(peer)
+        welcome = frozenset(peer for peer in connected if not self.guard.banned(peer))
         if daemon is self._daemon:
-            self._see(connected)
-        return connected
+            self._see(welcome)
+        return welcome
 
     def _see(self, connected: frozenset[PeerId]) -> None:
         if connected == self._connected:

@@ -14,6 +14,7 @@ from typing import Final
 
 from contrib.models import Model as BaseModel
 from node import http
+from node.collective.holdings import Holdings
 from node.collective.replay import Replay
 from node.collective.seat import now_ms
 from node.home import Home
@@ -23,9 +24,10 @@ from node.serving.access.keyfile import KeyFile
 from node.serving.access.log import AccessLog
 from node.serving.api.app import Facts, Keys, create_app
 from node.serving.api.keys import Door
+from node.serving.api.node_metrics import Read
 from node.serving.models import Load, Serving
 from node.serving.routing import configured
-from node.serving.shelf import Holdings, Shelf
+from node.serving.shelf import Shelf
 from node.session import Session
 from protocol.canon import Json
 from protocol.errors import Fatal, FishernetError, Retry
@@ -39,11 +41,17 @@ class Front:
     """The serving side of one running node; it has no models before `open`."""
 
     def __init__(
-        self, session: Session, replay: Replay, holdings: Holdings, *, ready: Callable[[], Mapping[str, bool]]
+        self,
+        session: Session,
+        replay: Replay,
+        holdings: Holdings,
+        *,
+        ready: Callable[[], Mapping[str, bool]],
+        meters: Read,
     ) -> None:
-        """`ready` says what else of the node has to be there before /ready says so."""
+        """`ready` says what else of the node has to be there before /ready says so; `meters` the numbers for /metrics."""
         self._session, self._seat = session, session.need_seat()
-        self._replay, self._holdings, self._ready = replay, holdings, ready
+        self._replay, self._holdings, self._ready, self._meters = replay, holdings, ready, meters
         self._access = AccessLog(now_ms)
         self._access.take_up(session.home.served_counts)
         self.epoch: Digest | None = None  # whose base and shape the trainer and the engine have
@@ -81,7 +89,7 @@ class Front:
             raise RuntimeError("the front has no models yet")
         serve, file = self._session.config.serve, KeyFile(self._session.home.api_keys)
         keys = Keys(file=file, judge=self._judge, log=self._access)
-        app = create_app(self.serving, self._facts, api_keys=serve.api_keys, keys=keys)
+        app = create_app(self.serving, self._facts, api_keys=serve.api_keys, keys=keys, meters=self._meters)
         self._door = app.state.door
         address = http.Address(host=serve.host, port=serve.port)
         async with asyncio.TaskGroup() as both:

@@ -17,68 +17,18 @@ from ledger import events, forgetting, rules
 from ledger.collective import Contribution, Decision
 from ledger.cuts import Cut
 from ledger.forgetting import Retired
+from node.collective.holdings import Holdings
 from node.collective.measure import save_view
 from node.collective.replay import Missing, Replay
 from node.collective.seat import Seat, now_ms
-from node.errors_network import BlobMissing
 from node.ports import Engine, Retiring
 from node.serving.names import member_names
 from node.serving.routing import declared
-from node.syncing.blobs import BlobStore
-from node.syncing.sync import Sync
 from protocol.errors import FishernetError
 from protocol.ids import Digest, EventId, MemberId
 
 log = logging.getLogger("fishernet.shelf")
 _HISTORY_S: Final = 0.5  # how long one update works on releases that nobody waits for
-
-
-class Holdings:
-    """Blobs of contributions: read what is here, fetch what is not, each once, from whoever has it."""
-
-    def __init__(self, seat: Seat, blobs: BlobStore, sync: Sync, arrived: Callable[[], None]) -> None:
-        self._seat = seat
-        self._blobs = blobs
-        self._sync = sync
-        self._arrived = arrived
-        self._fetching: dict[Digest, asyncio.Task[None]] = {}
-        self.jobs: asyncio.TaskGroup | None = None
-
-    def read(self, digest: Digest) -> bytes | None:
-        """The blob, or None when it is not here or damaged (it is fetched again then)."""
-        if not self._seat.fold.known:
-            return None
-        try:
-            return self._blobs.read(digest, self._most())
-        except BlobMissing:
-            return None
-        except FishernetError as e:
-            log.warning("event=blob-unusable blob=%s cause=%s", digest[:12], e)
-            return None
-
-    def fetch(self, contributions: Iterable[Contribution]) -> None:
-        """Start to fetch the blobs that are missing."""
-        if self.jobs is None:
-            return
-        for contribution in contributions:
-            digest = contribution.blob
-            oversized = contribution.size > self._most()
-            if oversized or digest in self._fetching or self._blobs.has(digest):
-                continue
-            self._fetching[digest] = self.jobs.create_task(self._fetch(contribution))
-
-    def _most(self) -> int:
-        """The largest blob that any charter so far allowed: what was released once stays readable."""
-        return max(c.gate.max_blob_bytes for c in self._seat.fold.charters)
-
-    async def _fetch(self, contribution: Contribution) -> None:
-        try:
-            await self._sync.want_blob(contribution.blob, contribution.size, prefer=[contribution.member])
-            self._arrived()
-        except FishernetError as e:
-            log.warning("event=blob-not-fetched blob=%s code=%s cause=%s", contribution.blob[:12], e.code, e)
-        finally:
-            self._fetching.pop(contribution.blob, None)
 
 
 class Shelf:

@@ -28,7 +28,7 @@ FRAME_BYTES: Final = 60  # of a write: TCP, IP, noise and multiplexer headers
 AGAIN_S: Final = 0.2  # until a lost packet is sent again
 PACKET: Final = 1400
 STALLED_S: Final = 8.0  # a read that gets nothing for so long ends its stream
-STREAMS: Final = 64  # served at once, as the node's own limit
+STREAMS: Final = 512  # served at once, idle ones among them, as the guard's own limit
 TOLD_S: Final = 0.25  # how late a node learns that its connections changed
 IDLE_S: Final = 30.0  # a connection that neither end wants to keep is closed after so long without a stream
 
@@ -85,12 +85,12 @@ class Port:
         self.links: dict[PeerId, float] = {}  # connected peers -> when a stream was last open
         self.gossip = Gossip(self)
         self._wanted: frozenset[PeerId] = frozenset()
+        self._dialled: dict[PeerId, None] = {}
         self._handlers: dict[str, Handler] = {}
         self._watchers: list[PeersChanged] = []
         self._told: asyncio.TimerHandle | None = None
         self._peers: frozenset[PeerId] | None = frozenset()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.asked: dict[asyncio.Task[object], PeerId] = {}  # task -> the peer that it opened a stream to last
 
     # -- node.ports.Network ------------------------------------------------------------------------------------------
     @property
@@ -103,6 +103,10 @@ class Port:
         if self._peers is None:
             self._peers = frozenset(self.links)
         return self._peers
+
+    def rate(self, peer: PeerId) -> float | None:
+        """Nothing is measured: all links are alike."""
+        return None
 
     def add_handler(self, protocol: str, handler: Handler) -> None:
         """Serve `protocol`."""
@@ -123,7 +127,6 @@ class Port:
     @contextlib.asynccontextmanager
     async def open(self, peer: PeerId, protocol: str) -> AsyncIterator[Wire]:
         """Open a stream, over a new connection where there is none (raises PeerUnreachable)."""
-        task = asyncio.current_task()
         other = self.ether.ports.get(peer)
         if other is None or other.away or self.away:
             raise PeerUnreachable(f"couldn't reach {peer[-6:]}: nobody is there")
@@ -135,8 +138,6 @@ class Port:
             other.turned_away += 1
             raise PeerUnreachable(f"couldn't open a stream to {peer[-6:]}: it serves no more, or not this")
         mine, theirs = pair(self, other, protocol)
-        if task is not None:
-            self.asked[task] = peer
         self.links[peer] = other.links[self._peer] = self.loop.time()
         other._serve(handler, theirs)
         try:
@@ -170,8 +171,9 @@ class Port:
     # -- inside ------------------------------------------------------------------------------------------------------
     def _keep(self, peer: PeerId) -> None:
         other = self.ether.ports.get(peer)
-        if other is None or other.away or peer in self.links:
+        if other is None or other.away or peer in self.links or self._peer in other._dialled or peer in self._dialled:
             return
+        self._dialled[peer] = None
         took = self._trip(other, HANDSHAKE_BYTES, "connect") * 2
         self.loop.call_later(took, self._join, other)
 
@@ -180,6 +182,7 @@ class Port:
         self._join(other)
 
     def _join(self, other: Port) -> None:
+        self._dialled.pop(other._peer, None)
         if self.away or other.away or other._peer in self.links:
             return
         self.links[other._peer] = other.links[self._peer] = self.loop.time()
@@ -252,14 +255,14 @@ class Wire:
         """The other end."""
         return self._far
 
-    async def read(self, size: int) -> bytes:
+    async def read(self, size: int, *, within_s: float | None = None) -> bytes:
         """Exactly `size` bytes (raises StreamEnded)."""
         try:
             while len(self._buffer) < size:
                 if self._ended or self._closed:
                     raise StreamEnded(f"couldn't read from {self._far[-6:]}: the stream ended")
                 self._waiter = self._port.loop.create_future()
-                async with asyncio.timeout(STALLED_S):
+                async with asyncio.timeout(STALLED_S if within_s is None else within_s):
                     await self._waiter
         except TimeoutError:
             self.close()

@@ -17,11 +17,12 @@ from ledger.entry import Record, Seen
 from ledger.errors import BadChain
 from ledger.pages import heads_fork, root_fork
 from ledger.reading import StoredHead
-from ledger.tree import GrowingTree
+from ledger.tree import GrowingTree, Tree
 from node.simulation.feeds import Archive, MemoryStore
 from protocol import keys
 from protocol.canon import Json
 from protocol.ids import CollectiveId, Digest, MemberId
+from protocol.merkle import Place, root_of
 
 _parse = functools.lru_cache(maxsize=1 << 16)(checkpoint.parse)
 
@@ -46,6 +47,17 @@ class Roots:
         return found
 
 
+class _Leaves(Tree):
+    """The tree over some leaves, without a file."""
+
+    def __init__(self, leaves: Sequence[bytes]) -> None:
+        self._all = leaves
+
+    def nodes(self, places: Sequence[Place]) -> list[bytes]:
+        """The hashes at `places`."""
+        return [root_of(self._all[index << level : (index + 1) << level]) for level, index in places]
+
+
 class HeadedStore(MemoryStore):
     """A memory store that signs, checks and serves heads."""
 
@@ -54,6 +66,8 @@ class HeadedStore(MemoryStore):
         self._roots = roots
         self._signed: dict[MemberId, Head] = {}
         self._keys: dict[MemberId, keys.SigningKey] = {}
+        self._changes: dict[MemberId, int] = {}
+        self._change = 0
 
     def copy_of(self, other: HeadedStore) -> None:
         """Hold what `other` holds."""
@@ -63,6 +77,23 @@ class HeadedStore(MemoryStore):
     def sign_with(self, key: keys.SigningKey, collective: CollectiveId) -> None:
         """Sign the heads of this key's feed when they are asked for."""
         self._keys[keys.member_id(key)] = key
+
+    def length(self, collective: CollectiveId, member: MemberId) -> int:
+        """How many entries of a feed are here."""
+        return len(self._feeds.get(member, ()))
+
+    def changes(self, collective: CollectiveId, since: int = 0) -> tuple[list[tuple[MemberId, int]], int]:
+        """The feeds written to after change number `since`, with the number of the last change, ascending; and the newest."""
+        found: list[tuple[MemberId, int]] = []
+        for member, number in reversed(self._changes.items()):
+            if number <= since:
+                break
+            found.append((member, number))
+        return found[::-1], self._change
+
+    def tree(self, collective: CollectiveId, member: MemberId, *, remember: bool = False) -> Tree:
+        """The tree of one feed, made from its leaves."""
+        return _Leaves([bytes.fromhex(r.entry.leaf) for r in self._feeds.get(member, ())])
 
     def head(self, collective: CollectiveId, member: MemberId) -> StoredHead | None:
         """What the entries of a feed add up to; None without entries."""
@@ -79,6 +110,7 @@ class HeadedStore(MemoryStore):
             if size and member in (None, own) and (known is None or known.size < size):
                 root = self._roots.of(self._feeds[own], size)
                 self._signed[own] = checkpoint.make(key, collective, own, size, root)
+                self._touched(own)
         if member is not None:
             return [self._signed[member]] if member in self._signed else []
         return [self._signed[each] for each in sorted(self._signed)]
@@ -98,6 +130,7 @@ class HeadedStore(MemoryStore):
         """As the memory store's; keeps the key to sign heads."""
         made = super().append(key, collective, type, body, now_ms=now_ms, salt=salt, seen=seen, state=state)
         self._keys[keys.member_id(key)] = key
+        self._touched(keys.member_id(key))
         return made
 
     def append_foreign(
@@ -117,7 +150,14 @@ class HeadedStore(MemoryStore):
             self._check(member, each)
         if head is not None and (known is None or head.size > known.size):
             self._signed[member] = head
+        if fresh or (head is not None and self._signed[member] is head):
+            self._touched(member)
         return fresh
+
+    def _touched(self, member: MemberId) -> None:
+        self._change += 1
+        self._changes.pop(member, None)
+        self._changes[member] = self._change
 
     def _check(self, member: MemberId, head: Head | None) -> None:
         feed = self._feeds.get(member, [])

@@ -22,6 +22,7 @@ from protocol import binding as bindings
 from protocol.canon import Json
 from protocol.ids import CollectiveId, MemberId, PeerId, digest
 from protocol.keys import SigningKey, member_id
+from protocol.wire import FeedPage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +135,16 @@ class SwarmNode:
             neighbours=neighbours,
         )
         self.store.sign_with(identity.key, all_.collective)
+        self._pages: dict[MemberId, PeerId] = {}  # feed -> who sent the last page of it
+        asker = self.sync._asker
+        page = asker.page
+
+        async def traced(peer: PeerId, member: MemberId, start: int) -> FeedPage:
+            got = await page(peer, member, start)
+            self._pages[member] = peer
+            return got
+
+        vars(asker)["page"] = traced  # to see the way that a page takes; nothing else is changed
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -164,7 +175,6 @@ class SwarmNode:
         return seq
 
     def _took(self, member: MemberId, records: Sequence[Record]) -> None:
-        task, now = asyncio.current_task(), self.port.loop.time()
-        source = self.port.asked.get(task) if task is not None else None
+        now, source = self.port.loop.time(), self._pages.get(member)
         for record in records:
             self.log.arrivals.setdefault((member, record.entry.header.seq), Arrival(at=now, source=source))

@@ -58,6 +58,22 @@ class BlobStore:
         """Every blob here, ascending."""
         return sorted(Digest(item.name) for item in self._folder.iterdir() if len(item.name) == 64)
 
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self._folder
+
+    def listing(self) -> list[tuple[Digest, int, int]]:
+        """Every blob here with its bytes and the time (ms since 1970) it came, ascending."""
+        found = []
+        with os.scandir(self._folder) as items:
+            for item in items:
+                if len(item.name) == 64:
+                    with contextlib.suppress(FileNotFoundError):
+                        facts = item.stat()
+                        found.append((Digest(item.name), facts.st_size, facts.st_mtime_ns // 1_000_000))
+        return sorted(found)
+
     def put(self, data: bytes) -> Digest:
         """Store `data` under its digest. Law: `read(put(data)) == data`.
 
@@ -66,6 +82,7 @@ class BlobStore:
         """
         name = digest(data)
         if self.has(name):
+            os.utime(self.path(name))  # it has just come, again
             return name
         self._store(name, data, settle=True)
         return name

@@ -9,8 +9,9 @@ and a deadline, and a peer's quota is asked before each further request is read 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import assert_never
@@ -102,6 +103,8 @@ class Desk:
                 await self._changes(stream, request, member)
             case wire.FeedRequest():
                 await self._feed(stream, request, member)
+            case wire.RangeRequest():
+                await self._range(stream, request, member)
             case wire.BlobRequest() | wire.PartRequest():
                 await self._blob(stream, request, member)
             case wire.HaveRequest():
@@ -202,17 +205,50 @@ class Desk:
 
     # -- feeds -------------------------------------------------------------------------------------------------------
     async def _feed(self, stream: Stream, request: wire.FeedRequest, member: bool) -> None:
-        end = None if member else self._rules.farewell(request.binding.member, request.member)
-        self._members_only(end is None or request.start < end)
+        end = self._end(request.binding.member, member, request.member, request.start)
         with self._rules.hold(stream.peer, wire.MAX_PAGE):
-            page = await asyncio.to_thread(self._page, request.member, request.start, end)
-            await stream.write(wire.answer(page.to_bytes()))
+            answer = await asyncio.to_thread(self._page, request.member, request.start, end)
+            await stream.write(answer)
 
-    def _page(self, member: MemberId, start: int, end: int | None) -> wire.FeedPage:
+    async def _range(self, stream: Stream, request: wire.RangeRequest, member: bool) -> None:
+        end = self._end(request.binding.member, member, request.member, request.start)
+        attach = request.attach if member and self._rules.serves(request.binding.member) else 0
+        with self._rules.hold(stream.peer, wire.MAX_PAGE + attach):
+            answer = await asyncio.to_thread(self._page, request.member, request.start, end, attach)
+            await stream.write(answer)
+
+    def _end(self, asker: MemberId, member: bool, feed: MemberId, start: int) -> int | None:
+        """Before which entry the asker must stop; None: nowhere."""
+        end = None if member else self._rules.farewell(asker, feed)
+        self._members_only(end is None or start < end)
+        return end
+
+    def _page(self, member: MemberId, start: int, end: int | None, attach: int | None = None) -> bytes:
+        """The answer: a page, and with `attach` what is attached to it."""
         held = self._store.heads(self._collective, member)
         if not held:
             raise UnknownHere(f"couldn't serve feed of {member[:12]}: it is not held")
-        return wire.page_of(held[0].note, to_wire(self._records(member, start, end)))
+        records: list[Record] = []
+        page = wire.page_of(held[0].note, to_wire(_noted(self._records(member, start, end), records)))
+        answer = wire.answer(page.to_bytes())
+        if attach is None:
+            return answer
+        return answer + wire.attached(self._attached(records[: len(page.records)], attach))
+
+    def _attached(self, records: Sequence[Record], left: int) -> list[bytes]:
+        """For each record the blob that it names; empty where it names none, it is not here or does not fit."""
+        found = []
+        for record in records:
+            data = b""
+            named = self._rules.attached(record) if self._rules.attached is not None and left > 0 else None
+            if named is not None and 0 < named[1] <= left:
+                with contextlib.suppress(BlobMissing):
+                    data = self._blobs.chunk(named[0], 0, named[1])
+            if named is not None and len(data) != named[1]:
+                data = b""
+            left -= len(data)
+            found.append(data)
+        return found
 
     def _records(self, member: MemberId, start: int, end: int | None) -> Iterator[Record]:
         count = _CHUNK_RECORDS if end is None else min(_CHUNK_RECORDS, end - start)
@@ -260,3 +296,9 @@ class Desk:
     def _members_only(member: bool) -> None:
         if not member:
             raise NotAMember("couldn't serve: only members may read this")
+
+
+def _noted(records: Iterable[Record], into: list[Record]) -> Iterator[Record]:
+    for record in records:
+        into.append(record)
+        yield record

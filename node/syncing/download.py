@@ -197,11 +197,13 @@ class Download:
         return any(now - claim.began >= _LOOK_S for claim in self._claims.claims)
 
     def _candidates(self) -> Sequence[Candidate]:
+        """Donors that are not on this blob yet; the one that is alone with all of it gets a second stream when it is fast."""
         found = self.peers()
         idle = [c for c in found if not self._claims.busy(c.peer)]
         if idle or not self._claims.free():
             return idle
-        return [c for c in found if self._claims.busy(c.peer) < 2]
+        fast = {claim.peer for claim in self._claims.claims if claim.received >= _MEASURED}
+        return [c for c in found if c.peer in fast and self._tools.donors.load(c.peer) == 1]
 
     async def _wait(self) -> None:
         self._changed.clear()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Final
 
 from ledger import entry
 from ledger.entry import Body, Record
-from node.errors_network import PeerRefused
+from node.errors_network import PeerRefused, PeerUnreachable
 from node.ports import Network, Stream
 from node.syncing.lines import Lines, read_frame
 from protocol import wire
@@ -20,7 +21,9 @@ from protocol.binding import Binding
 from protocol.errors import Malformed
 from protocol.ids import CollectiveId, Digest, MemberId, PeerId
 
-__all__ = ["Asker", "from_wire", "read_frame", "to_wire"]
+__all__ = ["Asker", "from_wire", "read_frame", "to_wire", "unverified"]
+
+NOT_SPOKEN: Final = "protocol"  # in what the transport says of a peer without it: "protocols not supported"
 
 
 class Asker:
@@ -36,6 +39,7 @@ class Asker:
     ) -> None:
         """Ask over `network` with our own `binding`; `clock` in seconds."""
         self._collective, self._binding = collective, binding
+        self._plain: set[PeerId] = set()  # connected peers that speak only the first version of the feed protocol
         self.lines = Lines(network, clock=clock)
 
     async def heads(self, peer: PeerId) -> wire.HeadsAnswer:
@@ -63,6 +67,33 @@ class Asker:
         """Records of `member` from `start` on, unverified. Raises as `heads`."""
         request = wire.FeedRequest(collective=self._collective, binding=self._binding, member=member, start=start)
         return wire.parse_page(await self._ask(peer, wire.FEED, request, wire.MAX_PAGE + 1))
+
+    async def range(
+        self, peer: PeerId, member: MemberId, start: int, attach: int
+    ) -> tuple[wire.FeedPage, Sequence[bytes]]:
+        """As `page`, and for each record the blob that it names, as far as it has room in `attach` bytes (empty: not given).
+
+        A peer that does not speak this version gives none. Raises as `heads`.
+        """
+        if peer not in self._plain:
+            request = wire.RangeRequest(
+                collective=self._collective, binding=self._binding, member=member, start=start, attach=attach
+            )
+            try:
+                async with self._asked(peer, wire.RANGE, request, wire.MAX_PAGE + 1) as (payload, stream):
+                    page = wire.parse_page(payload)
+                    more = await read_frame(stream, wire.max_attached(attach))
+                    return page, wire.parse_attached(more, len(page.records))
+            except PeerUnreachable as e:
+                if NOT_SPOKEN not in str(e):
+                    raise
+                self._plain.add(peer)
+        return await self.page(peer, member, start), ()
+
+    def forget(self, peer: PeerId) -> None:
+        """It is gone; when it comes back, it may speak another version."""
+        self._plain.discard(peer)
+        self.lines.drop(peer)
 
     async def have(self, peer: PeerId, digests: Sequence[Digest]) -> tuple[bool, ...]:
         """Which of 1 to 1024 blobs the peer holds, as it says. Raises as `heads`."""
@@ -126,6 +157,21 @@ def from_wire(items: Iterable[wire.WireRecord]) -> list[Record]:
     return [
         Record(
             entry=entry.parse(item.line),
+            body=None if item.salt is None or item.data is None else Body(salt=item.salt, data=item.data),
+        )
+        for item in items
+    ]
+
+
+def unverified(items: Iterable[wire.WireRecord]) -> list[Record]:
+    """Records as they were sent, for `Store.append_foreign`, which checks every signature itself.
+
+    Raises:
+        Refused: not the form of an entry.
+    """
+    return [
+        Record(
+            entry=entry.parse_stored(item.line),
             body=None if item.salt is None or item.data is None else Body(salt=item.salt, data=item.data),
         )
         for item in items

@@ -19,11 +19,12 @@ from ledger.checkpoint import Head
 from ledger.entry import Record
 from ledger.errors import FeedFrozen, ForkSeen, StoreFull
 from ledger.store import Store
-from node.errors_network import UnknownHere
+from node.errors_network import BlobCorrupt, DiskFull, UnknownHere
 from node.finding.backoff import HOSTILE_S, Backoff
 from node.ports import Network
+from node.syncing.blobs import BlobStore
 from node.syncing.directory import Directory
-from node.syncing.exchange import Asker, from_wire
+from node.syncing.exchange import Asker, unverified
 from node.syncing.neighbours import Neighbours
 from node.syncing.rules import SyncRules
 from protocol.errors import Malformed, Refused, Retry
@@ -38,7 +39,10 @@ _LONGEST_WAIT_S: Final = 30.0
 _STORE_FULL_S: Final = 5.0
 _NO_ROOM_S: Final = 5.0
 _HEDGE_S: Final = 1.0  # who has not answered by then is not waited for alone
-_FEW: Final = 16  # records that are checked at once; more go to a thread
+_NEAR: Final = (
+    4  # who is so many entries behind wants the blobs with them; who is further behind has better to do first
+)
+ATTACH: Final = 256 * 1024  # bytes of blobs that come with entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,7 @@ class FeedParts:
     """What the pulling works with: stores, network, who speaks for whom, who is left alone, and the rules."""
 
     store: Store
+    blobs: BlobStore
     collective: CollectiveId
     network: Network
     asker: Asker
@@ -56,6 +61,15 @@ class FeedParts:
     me: MemberId
     neighbours: Neighbours
     trouble: Callable[[str, PeerId, Exception], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Page:
+    """An answer: records whose signatures nobody has checked, and the blob of each, if it came along."""
+
+    records: list[Record]
+    note: bytes
+    blobs: Sequence[bytes]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,7 +92,7 @@ class Feeds:
         self._parts = parts
         self._feeds: dict[MemberId, Feed] = {}
         self._jobs: asyncio.TaskGroup | None = None
-        self.pages = self.hedged = 0
+        self.pages = self.hedged = self.attached = 0
 
     def __contains__(self, member: MemberId) -> bool:
         return member in self._feeds
@@ -100,6 +114,10 @@ class Feeds:
     def size(self, member: MemberId) -> int:
         """Entries that are here."""
         return self._parts.store.length(self._parts.collective, member)
+
+    def behind(self) -> int:
+        """How many entries are known to exist that are not here, over all feeds that still go on."""
+        return sum(max(0, feed.target - self.size(m)) for m, feed in self._feeds.items() if not feed.frozen)
 
     def room_for(self, member: MemberId) -> bool:
         """Whether one more feed may be followed."""
@@ -227,17 +245,19 @@ class Feeds:
                 with contextlib.suppress(asyncio.CancelledError, Refused, Retry):
                     await task
 
-    async def _ask(self, peer: PeerId, member: MemberId, start: int) -> tuple[list[Record], bytes]:
-        page = await self._parts.asker.page(peer, member, start)
-        few = len(page.records) <= _FEW
-        return from_wire(page.records) if few else await asyncio.to_thread(from_wire, page.records), page.note
+    async def _ask(self, peer: PeerId, member: MemberId, start: int) -> _Page:
+        parts, rate = self._parts, self._parts.network.rate(peer)
+        near = self._feeds[member].target - start <= _NEAR and member != parts.me
+        slow = rate is not None and rate < SLOW_RATE
+        attach = ATTACH if parts.rules.attached is not None and near and not slow else 0
+        page, blobs = await parts.asker.range(peer, member, start, attach)
+        return _Page(records=unverified(page.records), note=page.note, blobs=blobs)
 
-    async def _took(
-        self, task: asyncio.Future[tuple[list[Record], bytes]], peer: PeerId, member: MemberId, feed: Feed, start: int
-    ) -> bool:
+    async def _took(self, task: asyncio.Future[_Page], peer: PeerId, member: MemberId, feed: Feed, start: int) -> bool:
         parts, matter = self._parts, (peer, member)
         try:
-            records, note = task.result()
+            page = task.result()
+            records = page.records
             if not records or records[0].entry.header.seq != start:
                 claimed = feed.claims.pop(peer, 0) > start
                 if records:
@@ -248,7 +268,7 @@ class Feeds:
                 return False
             if member != parts.me:
                 records = records[: parts.rules.room(member)]
-            await self.take(member, records, note)
+            await self.take(member, records, page.note, page.blobs)
         except StoreFull as e:
             parts.trouble("feed", peer, e)
             await asyncio.sleep(_STORE_FULL_S)
@@ -265,15 +285,15 @@ class Feeds:
             return True
         return False
 
-    async def take(self, member: MemberId, records: Sequence[Record], note: bytes) -> None:
-        """Verify and store; a fork freezes the feed and is the author's fault, not the peer's.
+    async def take(self, member: MemberId, records: Sequence[Record], note: bytes, blobs: Sequence[bytes] = ()) -> None:
+        """Verify and store, with the blobs that came along; a fork freezes the feed and is the author's fault, not the peer's.
 
         Raises:
             Refused, Retry: nothing was stored.
         """
         parts, feed = self._parts, self.of(member)
         try:
-            fresh = await asyncio.to_thread(parts.store.append_foreign, parts.collective, member, records, note)
+            fresh = await asyncio.to_thread(self._store, member, records, note, blobs)
         except ForkSeen as e:
             feed.frozen = True
             log.error("event=fork member=%s kind=%s at=%d", member[:12], e.fork.kind, e.fork.at)
@@ -287,6 +307,19 @@ class Feeds:
             log.info("event=records member=%s from=%d count=%d", member[:12], fresh[0].entry.header.seq, len(fresh))
             parts.rules.took(member, len(fresh), sum(_weight(record) for record in fresh))
             parts.rules.on_records(member, fresh)
+
+    def _store(self, member: MemberId, records: Sequence[Record], note: bytes, blobs: Sequence[bytes]) -> list[Record]:
+        """In a thread, in one go. What is attached is checked against what the verified entry says, or it is the peer's fault."""
+        parts = self._parts
+        fresh = parts.store.append_foreign(parts.collective, member, records, note)
+        for record, data in zip(records, blobs, strict=False):
+            named = parts.rules.attached(record) if data and parts.rules.attached is not None else None
+            if named is None or named[1] != len(data):
+                continue  # nothing that we would have asked for
+            with contextlib.suppress(BlobCorrupt, DiskFull):  # it is fetched like any other, and who lies then is found
+                parts.blobs.take(named[0], data)
+                self.attached += 1
+        return fresh
 
 
 def _weight(record: Record) -> int:

@@ -9,7 +9,6 @@ is wanted after all.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,7 +17,7 @@ from ledger import checkpoint
 from ledger.checkpoint import Head
 from ledger.store import Store
 from node.errors_network import PeerUnreachable
-from node.syncing.exchange import Asker
+from node.syncing.exchange import NOT_SPOKEN, Asker
 from node.syncing.feeds import Feeds
 from protocol import fingerprints, wire
 from protocol.binding import Binding
@@ -26,9 +25,6 @@ from protocol.ids import CollectiveId, Digest, MemberId, PeerId
 
 MAX_SKIPPED: Final = 1024
 _ROUNDS: Final = 8  # answers in a row to one question that filled the list
-_NOT_SPOKEN: Final = "protocol"  # what p2pd says of a peer without it: "protocols not supported"
-
-parse_head = functools.lru_cache(maxsize=4096)(checkpoint.parse)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,7 +113,7 @@ class Heads:
             try:
                 told = await self._asker.changes(peer, known.token, have)
             except PeerUnreachable as e:
-                if _NOT_SPOKEN not in str(e):
+                if NOT_SPOKEN not in str(e):
                     raise
                 known.old = True
             else:
@@ -148,7 +144,7 @@ class Heads:
             if not self._wanted(member):
                 skipped.add(member)
                 continue
-            head = parse_head(note)
+            head = checkpoint.parse(note)
             if member == self._me and (known.own is None or head.size > known.own.size):
                 known.own = head
             self.notes += 1

@@ -15,7 +15,7 @@ from ledger.entry import Record
 from ledger.forks import Fork
 from node.guarding.limits import Fault, Kind
 from protocol.binding import Binding
-from protocol.ids import MemberId, PeerId
+from protocol.ids import Digest, MemberId, PeerId
 
 UNLIMITED: Final = 1 << 53
 
@@ -32,6 +32,7 @@ class SyncRules:
     What peers may cost: `fault` and `faulty` hear of bytes that no honest node sends (a fault, or the error they caused; an error
     that an honest node may cause is none); `banned(peer, member)` says who gets and is asked nothing; `spend(peer, protocol,
     kind, amount)` takes one more request of a kept stream and `hold(peer, bytes)` memory for an answer, both raise OverQuota.
+    `attached(record)` names the blob (digest, size) that goes with an entry: a small one comes and goes together with it.
     `room(member)` is how many more entries of a feed may be taken now, `took(member, entries, bytes)` hears of them.
     """
 
@@ -43,6 +44,7 @@ class SyncRules:
     peers: Callable[[], Mapping[PeerId, MemberId]] | None = None
     serves: Callable[[MemberId], bool] = lambda _member: True
     outdated: Callable[[Binding], bool] = lambda _binding: False
+    attached: Callable[[Record], tuple[Digest, int] | None] | None = None
     fault: Callable[[PeerId, Fault], None] = lambda _peer, _fault: None
     faulty: Callable[[PeerId, Exception], None] = lambda _peer, _error: None
     banned: Callable[[PeerId, MemberId | None], bool] = lambda _peer, _member: False

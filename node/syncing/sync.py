@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ledger import checkpoint
 from ledger.checkpoint import Head
 from ledger.store import Store
 from node.errors_network import OutdatedPeer, PeerBanned
@@ -30,7 +31,7 @@ from node.syncing.donors import Rank
 from node.syncing.exchange import Asker
 from node.syncing.feeds import FeedParts, Feeds
 from node.syncing.fetching import Fetcher
-from node.syncing.heads import Heads, parse_head
+from node.syncing.heads import Heads
 from node.syncing.meeting import Meeting
 from node.syncing.neighbours import Neighbours
 from node.syncing.rules import SyncRules
@@ -105,6 +106,7 @@ class Sync:
         self._feeds = Feeds(
             FeedParts(
                 store=store,
+                blobs=blobs,
                 collective=collective,
                 network=network,
                 asker=self._asker,
@@ -233,6 +235,10 @@ class Sync:
         """Which member a peer speaks for, as far as it showed."""
         return self._directory.member_of(peer)
 
+    def behind(self) -> int:
+        """How many entries are known to exist that are not here yet."""
+        return self._feeds.behind()
+
     def status(self) -> dict[str, Json]:
         """What `fishernet status` shows of the sync."""
         feeds: dict[str, Json] = {
@@ -252,6 +258,7 @@ class Sync:
             "answers": self._desk.answers,
             "pages": self._feeds.pages,
             "hedged": self._feeds.hedged,
+            "attached": self._feeds.attached,
             "streams_opened": self._asker.lines.opened,
             "streams_reused": self._asker.lines.reused,
         }
@@ -284,7 +291,7 @@ class Sync:
         for peer in sorted(self._meeting.gone(peers)):
             self._heads.forget(peer)
             self._feeds.forget_peer(peer)
-            self._asker.lines.drop(peer)
+            self._asker.forget(peer)
         self._ask_around()
         self._feeds.wake()
         self._fetcher.poke()
@@ -343,7 +350,7 @@ class Sync:
         if member in self._feeds and self._heads.size_in(note) <= self._feeds.of(member).target:
             return  # before any signature is checked
         try:
-            head = parse_head(note)
+            head = checkpoint.parse(note)
         except Refused:
             return  # gossip names no sender to blame
         self._feeds.reach_for(member, head.size)

@@ -71,6 +71,7 @@ class Rounds:
         self._permits = permits
         self._egress = egress
         self._lock = asyncio.Lock()
+        self._whole: Digest | None = None  # the model of the newest release whose blobs were all here
         self._last: dict[str, Json] = {}  # how the last run since the start was trained
         self.progress: dict[str, Json] = {"state": "idle"}
 
@@ -95,11 +96,20 @@ class Rounds:
         if config.rounds and len(made) >= config.rounds:
             return False
         seat = fold.charter.member(me)
-        if seat is None or seat.role != "contributor":
+        if seat is None or seat.role != "contributor" or self.lacking():
             return False
         waiting = [c for c in made if fold.uncovered(c) and fold.fate(c) == "pending"]
         contested = rules.contested(fold) if waiting else set()
         return all(c.event in contested for c in waiting)
+
+    def lacking(self) -> int:
+        """How many blobs of the newest release are not here yet: without them a run would begin behind everybody else."""
+        cut = self._seat.fold.current_cut()
+        if cut is None or cut.model == self._whole:
+            return 0
+        lacking = sum(not self._blobs.has(c.blob) for taken in self._seat.fold.in_cut(cut).values() for c in taken)
+        self._whole = self._whole if lacking else cut.model
+        return lacking
 
     # -- one run -----------------------------------------------------------------------------------------------------
     async def contribute(
@@ -139,7 +149,7 @@ class Rounds:
         if not datasets:
             raise NotAllowed("couldn't train: no data set is committed", hint="fishernet data add PATH --dataset NAME")
         run = seat.run_id()
-        model = await self._view(charter)
+        model = await self._view()
         permits = self._permits.train(datasets, run, need=config.datasets)
         datasets = tuple(permits)
         used = [seat.fold.data[seat.me][d] for d in datasets]
@@ -210,14 +220,15 @@ class Rounds:
         runs.keep(folder, ran)
         return ran
 
-    async def _view(self, charter: Charter) -> Model:
+    async def _view(self) -> Model:
         fold = self._seat.fold
         doubted = fold.doubted() - {fold.owner(self._seat.me)}
         model = await asyncio.to_thread(self._replay.view, lambda c: fold.owner(c.member) not in doubted)
         if isinstance(model, Missing):
-            model = await asyncio.to_thread(self._replay.merge, charter, [])
-        if isinstance(model, Missing):
-            raise NotAllowed("couldn't train: the view cannot be computed yet")
+            raise NotAllowed(
+                f"couldn't train: {len(model.blobs)} contributions of the newest release are not here yet",
+                hint="they are being fetched, see blobs_waiting in: fishernet status --json",
+            )
         return model
 
     def _step(self, event: Mapping[str, Json], progress: Progress) -> None:

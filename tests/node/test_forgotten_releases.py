@@ -18,11 +18,12 @@ from ledger.collective import Contribution
 from ledger.cuts import Cut, Exclusion
 from node.collective import judging
 from node.collective.council import Council
+from node.collective.holdings import Holdings
 from node.collective.replay import Model, completed
 from node.collective.seat import now_ms
 from node.errors_serving import UnknownModel
 from node.serving.models import Serving
-from node.serving.shelf import Holdings, Shelf
+from node.serving.shelf import Shelf
 from protocol.ids import Digest, EventId, digest
 
 HELPS, ALSO = {5: 0.5}, {9: 0.25}

@@ -16,6 +16,7 @@ from contrib.errors import UnknownModel as NoBase
 from contrib.exporting import Wanted
 from ledger import events
 from node import config
+from node.collective.holdings import Holdings
 from node.errors_serving import ModelGone, ReleaseGone, UnknownModel
 from node.ports import Retiring, ServedModel
 from node.serving import exports
@@ -24,7 +25,7 @@ from node.serving.api.app import Facts, Keys, create_app
 from node.serving.api.binding import headers_of
 from node.serving.models import Serving
 from node.serving.names import Names
-from node.serving.shelf import Holdings, Shelf
+from node.serving.shelf import Shelf
 from node.session import Session
 from protocol.ids import ZERO, Digest, digest
 

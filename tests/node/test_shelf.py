@@ -12,9 +12,10 @@ import pytest
 from seats import Sitter, Table
 
 from ledger import events
+from node.collective.holdings import Holdings
 from node.ports import ServedModel
 from node.serving.models import Serving
-from node.serving.shelf import Holdings, Shelf
+from node.serving.shelf import Shelf
 from protocol.ids import digest
 
 

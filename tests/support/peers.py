@@ -111,18 +111,23 @@ async def _stop(task):
         await task
 
 
-def swarm_of(home: Home, *, known=(), listen=LOOPBACK, tap=None, book=None) -> Running:
+def config_of(home: Home, run_dir: Path, *, known=(), listen=LOOPBACK, **more) -> SwarmConfig:
+    return SwarmConfig(identity=home.identity, listen=(listen,), run_dir=run_dir, known=tuple(known), **more)
+
+
+def swarm_of(home: Home, *, tap=None, **config) -> Running:
     """A bare swarm; add handlers to `.swarm` before entering it."""
     run_dir = Path(tempfile.mkdtemp(prefix="fn-"))
-    config = SwarmConfig(identity=home.identity, listen=(listen,), run_dir=run_dir, known=tuple(known), book=book)
-    return Running(Swarm(config, tap=tap), run_dir)
+    return Running(Swarm(config_of(home, run_dir, **config), tap=tap), run_dir)
 
 
 class Node(Running):
     """A swarm with the store, blobs and sync of a member."""
 
-    def __init__(self, home, members, *, heads_every_s=1.0, known=(), listen=LOOPBACK, tap=None, **rules):
-        bare = swarm_of(home, known=known, listen=listen, tap=tap)
+    def __init__(
+        self, home, members, *, heads_every_s=1.0, known=(), listen=LOOPBACK, tap=None, guard=None, network=None, **rules
+    ):
+        bare = swarm_of(home, known=known, listen=listen, tap=tap, guard=guard, **(network or {}))
         self.home, self.members = home, {h.member for h in members}
         self.store, self.blobs = Store.open(home.folder / "ledger.db"), BlobStore(home.folder / "blobs")
         self.seen, self.forks = [], []

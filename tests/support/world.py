@@ -24,6 +24,7 @@ from ledger import checkpoint, cosignature, events, keyring, rules
 from ledger.access import egress
 from ledger.access.book import Book, Past, roles_in
 from ledger.access.decision import decide
+from ledger.charter import Charter
 from ledger.collective import Collective
 from ledger.cuts import Cut, Exclusion, RegisterDigest
 from ledger.entry import Record, Seen, make
@@ -48,11 +49,12 @@ class World:
     def __init__(
         self, names: Sequence[str] = ("ada", "bob", "cyd"), *, real_blobs: bool = True, **options: Any
     ) -> None:
-        charter = charter_of(list(names), **options)
+        charter: Charter = options.pop("charter", None) or charter_of(list(names), **options)
         self.collective = charters.collective_id(charter)
         self.ids: dict[str, MemberId] = {n: member_id(key(n)) for n in names}
         self.feeds: dict[str, list[Record]] = {n: [] for n in names}
         self.fold, self.book = Collective(self.collective), Book()
+        self.replay = Replay(self.fold, lambda name: self.blobs.get(name))
         self.now, self.runs, self.real_blobs = START, 0, real_blobs
         self.apart: set[str] = set()
         self.policies: dict[str, Digest] = {}  # digests of egress policies that members have set
@@ -252,7 +254,7 @@ class World:
     def completed(self, cut: Cut) -> Cut:
         """With the registers and the model that its contributions give."""
         if self.real_blobs:
-            made = Replay(self.fold, self.blobs.get).of_cut(self.fold.charter, cut)
+            made = self.replay.of_cut(self.fold.charter, cut)
             assert isinstance(made, Model)
             return completed(cut, made)
         registers = (RegisterDigest(member=m, digest=digest(m.encode())) for m in sorted(self.fold.in_cut(cut)))

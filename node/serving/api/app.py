@@ -39,6 +39,7 @@ from node.serving.api.binding import BASE, Binder, Bound, Facts, headers_of
 from node.serving.api.errors import RESPONSES, add_error_handlers, problem
 from node.serving.api.keys import Door
 from node.serving.api.metrics import CONTENT_TYPE, Metrics, Watch
+from node.serving.api.node_metrics import Read
 from node.serving.api.requests import MOST_SECONDS, ChatRequest, CompletionRequest, EmbeddingRequest
 from protocol.errors import FishernetError
 from protocol.ids import short
@@ -78,10 +79,14 @@ def create_app(
     *,
     api_keys: Sequence[str] = (),
     keys: Keys | None = None,
+    meters: Read | None = None,
     now: Callable[[], float] = time.time,
     most_body: int = MOST_BODY,
 ) -> FastAPI:
-    """The application. With `api_keys`, or once `keys` has one, every request but /health and /ready must carry a key."""
+    """The application. With `api_keys`, or once `keys` has one, every request but /health and /ready must carry a key.
+
+    `meters` gives the numbers of the node around it for /metrics.
+    """
     app = FastAPI(
         title="Fishernet",
         version="1",
@@ -92,7 +97,7 @@ def create_app(
     )
     app.add_middleware(BodyLimit, limit=most_body)
     add_error_handlers(app)
-    metrics, given = Metrics(), keys or Keys()
+    metrics, given = Metrics(meters), keys or Keys()
     door = Door(config_keys=api_keys, file=given.file, judge=given.judge, log=given.log, denied=metrics.denied, now=now)
     app.state.door = door
     binder = Binder(engine, facts, door, now)

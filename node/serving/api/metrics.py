@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from node.ports import Piece, Usage
+from node.serving.api.node_metrics import NodeMeters, Read
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 MOST_MODELS: Final = 100
@@ -51,8 +52,12 @@ _GAUGES: Final = {
 class Metrics:
     """The meters of one application."""
 
-    def __init__(self) -> None:
+    def __init__(self, node: Read | None = None) -> None:
+        """`node` gives the numbers of the node around the API, if there is one."""
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        if node is not None:
+            self.registry.register(NodeMeters(node))
         self._models: set[str] = set()
         self._engine: Mapping[str, Any] = {}
         options: dict[str, Any] = {"registry": self.registry}

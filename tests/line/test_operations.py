@@ -1,0 +1,152 @@
+"""Promises to whoever runs a node: it takes up settings, peers and bans while it runs, and says what it cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from real_node import until
+
+from node import config
+
+DASHBOARD = Path(__file__).parents[2] / "configs" / "grafana-dashboard.json"
+
+
+@pytest.fixture
+def node(line):
+    """One of the three, whose node.toml is afterwards what it was, in the file and in the running node."""
+    node = line["security"]
+    text = node.home.config_file.read_bytes()
+    yield node
+    node.home.config_file.write_bytes(text)
+    node.call("config.reload")
+
+
+def answer(node, *arguments):
+    """What a command prints with --json; it has to succeed."""
+    done = node.cli(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def status_of(node, path, key=""):
+    """The HTTP status of a GET at the node's API."""
+    port = int(node.status()["serving"]["url"].split(":")[2].split("/")[0])
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as api:
+        api.request("GET", path, headers={"authorization": f"Bearer {key}"} if key else {})
+        return api.getresponse().status
+
+
+def test_a_reload_changes_what_can_change_at_once_and_names_what_needs_a_restart(node):
+    pid, key = node.pid, "a-key-of-eight-or-more"
+    assert status_of(node, "/v1/models") == 200
+    for name, value in {
+        "serve.api_keys": [key],
+        "serve.port": 1,
+        "train.steps": 3,
+        "egress.max_norm": 40.0,
+        "log.level": "debug",
+        "log.format": "json",
+        "log.file": "node.log",
+    }.items():
+        section, _, field = name.partition(".")
+        config.update(node.home.config_file, section, field, value)
+    told = answer(node, "config", "reload")
+    assert set(told["changed"]) == {
+        "serve.api_keys", "train.steps", "egress.max_norm", "log.level", "log.format", "log.file",
+    }  # fmt: skip
+    assert list(told["restart"]) == ["serve.port"]
+    assert told["failed"] == {}
+    assert node.pid == pid
+    assert node.running
+    assert (status_of(node, "/v1/models"), status_of(node, "/v1/models", key)) == (401, 200)
+    said = [json.loads(line) for line in (node.home.path / "node.log").read_text().splitlines()]
+    assert "reloaded" in [each["event"] for each in said]
+    assert key not in (node.home.path / "node.log").read_text()
+    assert node.call("train.now", 90)["steps"] == 3
+    policies = [body["policy"]["max_norm_micro"] for type_, body in node.own() if type_ == "egress.set"]
+    assert policies[-1] == 40_000_000, "the new policy stood in the feed before anything left under it"
+
+    again = answer(node, "config", "reload")
+    assert (again["changed"], list(again["restart"])) == ([], ["serve.port"]), "named until it is done"
+
+
+def test_a_broken_file_changes_nothing_and_is_explained(node):
+    whole = node.home.config_file.read_text()
+    node.home.config_file.write_text(whole.replace("api_keys = []", 'api_keys = ["another-key-1"]\nprot = 3'))
+    refused = node.cli("config", "reload")
+    assert refused.returncode == 1
+    assert "prot" in refused.stderr
+    os.kill(node.pid, signal.SIGHUP)
+    until(lambda: "event=not-reloaded" in node.log.read_text(), what="SIGHUP says it too")
+    assert status_of(node, "/v1/models") == 200, "it asks for no key"
+
+    node.home.config_file.write_text(whole.replace('file = ""', 'file = "missing/folder/node.log"'))
+    refused = node.cli("config", "reload")
+    assert refused.returncode == 1
+    assert "couldn't write the log" in refused.stderr
+    assert node.running
+
+
+def test_a_banned_member_is_out_at_once_and_back_when_the_ban_is_lifted_without_a_restart(line):
+    node, other = line["clinic"], line["cinema"]
+
+    def connected():
+        return {each["name"]: each["connected"] for each in answer(node, "peer", "list")["members"]}[other.name]
+
+    until(connected, what="they are connected")
+    made = answer(node, "peer", "ban", other.name, "--for", "2h", "--why", "a test")
+    assert (made["member"], made["name"], made["by"]) == (other.member, other.name, "operator")
+    assert 7_100_000 < made["until"] - made["since"] <= 7_200_000
+    until(lambda: not connected(), what="it is hung up on")
+    assert "a test" in node.cli("peer", "list").stdout
+    assert answer(node, "peer", "unban", other.member[:8])["lifted"] == [other.member]
+    until(connected, what="it is back")
+    assert node.cli("peer", "unban", other.name).returncode == 1
+
+
+def test_peers_and_bans_of_a_stopped_node_wait_for_its_start(auditor, line):
+    stranger = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
+    before = auditor.home.config_file.read_bytes()
+    with contextlib.ExitStack() as undo:
+        undo.callback(auditor.home.config_file.write_bytes, before)
+        address = f"/ip4/192.0.2.7/tcp/4242/p2p/{stranger}"
+        assert answer(auditor, "peer", "add", address)["dialled"] is False
+        assert address in auditor.home.read_config().network.peers
+        assert auditor.cli("peer", "add", "192.0.2.7:4242").returncode == 1
+        answer(auditor, "peer", "ban", stranger)
+        shown = answer(auditor, "peer", "list")
+        assert not shown["running"]
+        assert [(ban["peer"], ban["until"]) for ban in shown["bans"]] == [(stranger, None)]
+        assert auditor.cli("peer", "ban", "nobody").returncode == 1
+        assert answer(auditor, "peer", "unban", stranger)["lifted"] == [stranger]
+        assert answer(auditor, "peer", "remove", stranger)["removed"] == 1
+        assert answer(auditor, "peer", "list")["bans"] == []
+
+
+def test_prometheus_finds_every_number_of_the_dashboard_and_members_by_name(line):
+    node = line["clinic"]
+    port = int(node.status()["serving"]["url"].split(":")[2].split("/")[0])
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as api:
+        api.request("GET", "/v1/models")
+        api.getresponse().read()
+        api.request("GET", "/metrics")
+        text = api.getresponse().read().decode()
+    declared = set(re.findall(r"^# TYPE (\w+) ", text, flags=re.MULTILINE))
+    asked = set(re.findall(r"\b(?:fishernet|process)_\w+", DASHBOARD.read_text())) - {"fishernet_nodes"}
+    assert len(asked) > 15
+    assert {re.sub(r"_bucket$", "", name) for name in asked} <= declared
+    numbers = dict(re.findall(r"^(fishernet_\S+) (\S+)$", text, flags=re.MULTILINE))
+    assert float(numbers["fishernet_ledger_releases"]) == len(node.releases())
+    assert float(numbers['fishernet_member_entries{member="cinema"}']) > 0
+    assert float(numbers['fishernet_member_connected{member="security"}']) == 1
+    assert float(numbers["fishernet_ledger_paused"]) == 0
+    assert {'member="auditor"'} <= {m for name in numbers for m in re.findall(r'member="\w+"', name)}
+    for name in numbers:
+        assert re.fullmatch(r'fishernet_\w+(\{(\w+="[\w ./+-]*",?)*\})?', name), name
