@@ -63,9 +63,15 @@ class Node:
         return f"/ip4/127.0.0.1/tcp/{self.port}/p2p/{self.peer}"
 
     @property
+    def process(self) -> subprocess.Popen[str]:
+        """Its process (raises RuntimeError when it does not run)."""
+        if self._process is None:
+            raise RuntimeError(f"couldn't use {self.home.path.name}: it does not run")
+        return self._process
+
+    @property
     def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
+        return self.process.pid
 
     def start(self) -> None:
         """Start the process; it answers `status` when it listens to orders."""
@@ -87,16 +93,11 @@ class Node:
 
     def send(self, do: str, **order: Any) -> None:
         """Give an order; `answer` must be called for each."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"do": do, **order}) + "\n")
-        self._process.stdin.flush()
+        print(json.dumps({"do": do, **order}), file=self.process.stdin, flush=True)
 
     def answer(self) -> Any:
         """What it says to the oldest order that was not answered yet."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self.process.stdout.readline() if self.process.stdout else ""
         if not line:
             raise RuntimeError(f"{self.home.path.name} ended:\n{self.log.read_text(errors='replace')[-2000:]}")
         return json.loads(line)
@@ -159,8 +160,6 @@ class Fleet:
             for node in self.nodes:
                 node.start()
             self.wait(self._together, 180, "all nodes are connected and hold each other's first entries")
-            for node, status in zip(self.nodes, self.all("status"), strict=True):
-                node.p2pd = status["p2pd"]
         except BaseException:
             self.__exit__()
             raise
@@ -184,6 +183,12 @@ class Fleet:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not within {limit_s:.0f} s: {what}: {self.all('status')}")
             time.sleep(0.2)
+
+    def costs(self) -> list[tuple[Cost, Cost]]:
+        """What each node's Python and p2pd have used so far; a p2pd that was healed counts from its birth."""
+        for node, status in zip(self.nodes, self.all("status"), strict=True):
+            node.p2pd = status["p2pd"]
+        return [node.costs() for node in self.nodes]
 
     def _together(self) -> bool:
         found = self.all("status")

@@ -323,7 +323,8 @@ def _again(value: Json) -> Again:
 
 def _descendant(value: Json) -> Descendant:
     whole = _closed(value, {"event", "member", "number", "view", "certainty", "why", "through"}, "a descendant")
-    if whole["certainty"] not in CERTAINTIES or whole["why"] not in REASONS:
+    said = (whole["certainty"], whole["why"])
+    if not all(isinstance(each, str) for each in said) or said[0] not in CERTAINTIES or said[1] not in REASONS:
         raise BadBundle("couldn't read bundle: a descendant is neither certain nor doubtful")
     return Descendant(
         event=EventId(as_hex(whole["event"], "event")),

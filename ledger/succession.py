@@ -101,7 +101,7 @@ def read(value: Json | Mapping[str, Json]) -> Statement:
     if not isinstance(value, Mapping) or value.keys() != _FIELDS:
         raise Malformed("couldn't read succession: the fields are not those of a statement")
     kind, size, recovery = value["kind"], value["size"], value["recovery"]
-    if kind not in {ROTATION, RECOVERY} or (recovery is None) != (kind == ROTATION):
+    if not isinstance(kind, str) or kind not in {ROTATION, RECOVERY} or (recovery is None) != (kind == ROTATION):
         raise Malformed("couldn't read succession: a rotation, or a recovery with its key, is expected")
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_INT:
         raise Malformed("couldn't read succession: size is an integer from 0")

@@ -33,8 +33,10 @@ class Answers:
         logs: Logs,
         *,
         spawn: Callable[[Coroutine[None, None, None]], None],
+        restart: Callable[[], None],
     ) -> None:
-        """`spawn` lets work go on beside an answer, as long as the node runs."""
+        """`spawn` lets work go on beside an answer, as long as the node runs; `restart` ends it and starts it anew."""
+        self.restart = restart
         self._parts, self._front, self._events, self._logs = parts, front, events, logs
         self._reloading = Reloading(parts, front, logs, use_data=self.use_data, spawn=spawn)
         self.settled = asyncio.Event()

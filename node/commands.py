@@ -233,6 +233,13 @@ async def _reload(session: Session, _args: Args) -> Json:
     return session.daemon.reload()
 
 
+async def _restart(session: Session, _args: Args) -> Json:
+    if session.daemon is None:
+        raise DaemonDown("couldn't restart: no daemon runs", hint="fishernet up")
+    session.daemon.restart()
+    return {"restarts": True}
+
+
 def _audit(home: Home, args: Args) -> Json:
     collective = str(args.get("collective") or "")
     if not collective:
@@ -303,6 +310,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     **peering.COMMANDS,
     **storing.COMMANDS,
     "config.reload": _reload,
+    "restart": _restart,
     "forget": _forget,
     "forget.state": _forget_state,
     "forget.bundle": _forget_bundle,
@@ -326,4 +334,4 @@ READING: Final = frozenset(
         *storing.READING,
     }
 )
-LIVE: Final = frozenset({"train.now", "measure", "config.reload"})
+LIVE: Final = frozenset({"train.now", "measure", "config.reload", "restart"})

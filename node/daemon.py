@@ -36,6 +36,7 @@ from protocol.errors import Fatal, FishernetError
 log = logging.getLogger("fishernet.daemon")
 _TICK_S: Final = 0.5
 _BURST_S: Final = 0.02
+_ANSWERED_S: Final = 0.2
 _STOP_S: Final = 4.0
 _INSIST_S: Final = (1.5, 3.0)
 _JOBS: Final = frozenset(
@@ -76,11 +77,12 @@ class Daemon:
             meters=lambda: meters.read(self.parts, self.logs),
         )
         self._jobs: asyncio.TaskGroup | None = None
-        self.answers = Answers(self.parts, self.front, self.events, self.logs, spawn=self._spawn)
+        self.answers = Answers(self.parts, self.front, self.events, self.logs, spawn=self._spawn, restart=self._restart)
         self.parts.guard.told = self._banned
         self.parts.keeper.told = lambda found: self.events.emit("storage", code=found.code, text=found.text)
         session.daemon = self.answers
         self.joining = Joining(session, self.parts.sync, self._next_change, accept_fork_risk=accept_fork_risk)
+        self.again = False  # whether to start anew after the end
         self._decided = len(self.seat.fold.decisions)
         self.seat.listen(lambda member: self._wrote.set() if member == self.seat.me else None)
 
@@ -135,9 +137,14 @@ class Daemon:
         except FishernetError as e:
             log.warning("event=not-reloaded code=%s cause=%s", e.code, e)
 
-    def stop(self) -> None:
-        """Ask the daemon to end."""
+    def stop(self, *, again: bool = False) -> None:
+        """Ask the daemon to end; `again`: and to start anew."""
+        self.again = again
         self._stop.set()
+
+    def _restart(self) -> None:
+        """Start anew once the answer to this command is out."""
+        asyncio.get_running_loop().call_later(_ANSWERED_S, functools.partial(self.stop, again=True))
 
     def _banned(self, ban: Ban) -> None:
         until = None if ban.until is None else int(ban.until * 1000)

@@ -380,3 +380,8 @@ class Running(Protocol):
     def linked(self) -> dict[PeerId, MemberId | None]:
         """Connected peers and whom each speaks for."""
         ...
+
+    @property
+    def restart(self) -> Callable[[], None]:
+        """End this daemon and start it anew, a moment later."""
+        ...

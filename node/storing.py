@@ -1,7 +1,7 @@
 """Commands about room for blobs: what lies here and why, and dropping what may go; in a running node and on a stopped one.
 
-A stopped node can ask nobody who else holds a blob, so all of its blobs count as rare. Invariant: nothing here writes an event, and
-what a live release, a vote or a pending contribution needs is not dropped by any option.
+A stopped node can ask nobody who else holds a blob, so all of its blobs count as rare. Invariant: nothing here writes an
+event, and what a live release, a vote or a pending contribution needs is not dropped by any option.
 """
 
 from __future__ import annotations

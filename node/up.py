@@ -10,6 +10,7 @@ import logging
 import os
 
 from ledger.store import Store
+from node.backups import restoring
 from node.collective import succeeding
 from node.collective.seat import Seat
 from node.daemon import Daemon
@@ -31,9 +32,22 @@ def main(home: Home, passphrase: str | None, *, accept_fork_risk: bool = False) 
         NoCollective: there is none to run yet.
         Fatal kinds: what ended the daemon.
     """
-    config, logs = home.read_config(), Logs(home.path)
-    logs.turn(config.log)
-    with home.lock(), Store.open(home.ledger_db) as store:
+    logs = Logs(home.path)
+    while _life(home, passphrase, accept_fork_risk, logs):
+        log.info("event=again")
+
+
+def _life(home: Home, passphrase: str | None, accept_fork_risk: bool, logs: Logs) -> bool:
+    """From a start to a stop; whether the daemon is to start again, with what a restore has left for it."""
+    with home.lock():
+        restoring.take_staged(home)
+        logs.turn(home.read_config().log)
+        return _run_locked(home, passphrase, accept_fork_risk, logs)
+
+
+def _run_locked(home: Home, passphrase: str | None, accept_fork_risk: bool, logs: Logs) -> bool:
+    config = home.read_config()
+    with Store.open(home.ledger_db) as store:
         if home.next_keys.exists() and config.node.collective:
             told = Seat(home, identities.member_of(home), store, CollectiveId(config.node.collective))
             if (member := succeeding.adopt(home, told.fold)) is not None:
@@ -59,13 +73,15 @@ def main(home: Home, passphrase: str | None, *, accept_fork_risk: bool = False) 
                 hint="fishernet collective create --name NAME, or fishernet collective join ID MULTIADDR",
             )
         try:
-            asyncio.run(_run(session, accept_fork_risk, logs))
+            return asyncio.run(_run(session, accept_fork_risk, logs))
         except BaseExceptionGroup as group:
             raise _first(group) from group
 
 
-async def _run(session: Session, accept_fork_risk: bool, logs: Logs) -> None:
-    await Daemon(session, accept_fork_risk=accept_fork_risk, logs=logs).run()
+async def _run(session: Session, accept_fork_risk: bool, logs: Logs) -> bool:
+    daemon = Daemon(session, accept_fork_risk=accept_fork_risk, logs=logs)
+    await daemon.run()
+    return daemon.again
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -88,7 +88,7 @@ def parse_header(data: bytes) -> Header:
         Refused: malformed, over a limit, or not signed by the maker it names.
     """
     value = decode_object(data, max_bytes=MAX_HEADER)
-    if value.keys() != _FIELDS or value["v"] != 1 or value["kind"] != DOMAIN:
+    if value.keys() != _FIELDS or value["v"] != 1 or value["v"] is True or value["kind"] != DOMAIN:
         raise Malformed("couldn't read bundle: the fields are not those of a bundle's header")
     sealed = _table(value["readers"], MAX_READERS, "readers")
     header = Header(

@@ -185,7 +185,12 @@ def parse_request(data: bytes, *, max_bytes: int = MAX_REQUEST) -> Request:
     value = decode_object(data, max_bytes=max_bytes)
     kind = value.get("ask")
     fields = _FIELDS.get(kind) if isinstance(kind, str) else None
-    if fields is None or value.keys() != {"v", "ask", "collective", "binding"} | fields or value["v"] != 1:
+    if (
+        fields is None
+        or value.keys() != {"v", "ask", "collective", "binding"} | fields
+        or value["v"] != 1
+        or value["v"] is True
+    ):
         raise Malformed("couldn't read request: the fields are not those of a request")
     collective = CollectiveId(as_hex(value["collective"], "collective"))
     match kind:

@@ -57,7 +57,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a backup is. `made` is ms since 1970, `own_size` the entries of the member's feed in it, `listen` where it listened."""
+    """What a backup is: `made` in ms since 1970, `own_size` entries of the member's feed, `listen` where the node listened."""
 
     member: MemberId
     collective: CollectiveId | None
@@ -210,7 +210,7 @@ def _first(tar: tarfile.TarFile) -> bytes:
     info = tar.next()
     if info is None or info.name != MANIFEST or not info.isreg() or info.size > _MAX_MANIFEST:
         raise BackupError("couldn't read backup: it does not begin with a manifest")
-    return _content(tar, info).read(info.size)
+    return bytes(_content(tar, info).read(info.size))
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:

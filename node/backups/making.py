@@ -82,11 +82,14 @@ def _manifest(home: Home, files: dict[str, Path]) -> Manifest:
 
 def _copy(source: Path, target: Path) -> None:
     """One consistent state of a database that somebody may be writing to, checked."""
-    with guard(f"copy {source.name}"):
-        with closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as old:
-            with closing(sqlite3.connect(target)) as new:
-                old.backup(new)
-                new.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
-                found = new.execute("PRAGMA quick_check(1)").fetchone()[0]
+    address = f"{source.absolute().as_uri()}?mode=ro"
+    with (
+        guard(f"copy {source.name}"),
+        closing(sqlite3.connect(address, uri=True, timeout=10)) as old,
+        closing(sqlite3.connect(target)) as new,
+    ):
+        old.backup(new)
+        new.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
+        found = new.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
         raise StoreBroken(f"couldn't back up {source.name}: it is damaged ({found}); see fishernet doctor")

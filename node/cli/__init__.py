@@ -5,6 +5,7 @@
     collective.py  collective create | show | invite | approve | join | amend | requests
     data.py        data add | list | show          model.py   model add | list          settings.py  config show | check | set | reload
     storage.py     storage | storage prune
+    backup.py      backup | restore
     peer.py        peer list | add | remove | ban | unban
     key.py         key show | rotate | revoke | propose | backup | restore       api_keys.py   key api add | list | revoke
     grant.py       grant issue | narrow | revoke | accept | list | check
@@ -68,6 +69,8 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {  # in the order of a first ses
     "config": ("settings", "config", "Show, check and change the configuration."),
     "simulate": ("simulate", "simulate", "Simulate a whole collective: votes, merges, churn, loss, attackers."),
     "demo": ("roots", "demo", "Let three nodes on this machine improve one model together."),
+    "backup": ("backup", "backup", "Copy a node into one file, also while it runs."),
+    "restore": ("backup", "restore", "Put a copy back: into a new home, or where files are damaged."),
     "completion": ("roots", "completion", "Print the completion script of a shell."),
     "version": ("roots", "version", "Print versions."),
 }

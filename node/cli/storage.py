@@ -76,7 +76,9 @@ def _pruned(out: Console, result: dict[str, Any]) -> None:
     click.echo(f"{verb} {len(result['drop'])} blobs, {_size(result['freed'])}")
     left = result["droppable"] - result["freed"]
     if left:
-        why = "no other member is known to hold them" if result["asked"] else "nobody could be asked who else holds them"
+        why = (
+            "no other member is known to hold them" if result["asked"] else "nobody could be asked who else holds them"
+        )
         click.echo(f"kept {_size(left)} that might go: {why} (--rare drops them)")
 
 

@@ -65,6 +65,10 @@ class Holdings:
             log.warning("event=blob-unusable blob=%s cause=%s", digest[:12], e)
             return None
 
+    def has(self, digest: Digest) -> bool:
+        """Whether the blob is here; it is not read."""
+        return self._blobs.has(digest)
+
     def fetch(self, contributions: Iterable[Contribution], rank: Rank | None = None) -> None:
         """Start to fetch the blobs that are missing, as urgently as the ledger says unless `rank` is given."""
         if self.jobs is None:
@@ -132,7 +136,11 @@ class Holdings:
         digest = contribution.blob
         try:
             await self._sync.want_blob(
-                digest, contribution.size, prefer=[contribution.member], max_bytes=self._most(), rank=self._ranks[digest]
+                digest,
+                contribution.size,
+                prefer=[contribution.member],
+                max_bytes=self._most(),
+                rank=self._ranks[digest],
             )
             self._arrived()
         except FishernetError as e:

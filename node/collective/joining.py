@@ -11,7 +11,6 @@ import contextlib
 import logging
 import sqlite3
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from importlib import metadata
 from typing import Final
@@ -21,6 +20,7 @@ from contrib.adapters import AdapterSpec
 from contrib.errors import UnknownModel
 from contrib.models import Model
 from ledger import events
+from node.collective.pace import Pace
 from node.errors import NotAllowed, WrongBase
 from node.home import model_cache
 from node.session import Session
@@ -31,8 +31,8 @@ from protocol.ids import MemberId
 log = logging.getLogger("fishernet.joining")
 _HEAD_ANSWER_S: Final = 10.0
 _RETRY_S: Final = 2.0
+_STALLED_S: Final = 15.0  # a busy machine may take a moment for a blob
 _FAR: Final = 256  # entries that are missing: more than ordinary rounds bring at once
-_STALLED_S: Final = 5.0  # as long as entries come, it is worth waiting for more
 _ASKING: Final = "peers have not been asked yet how long our feed is"
 _NO_SEAT: Final = "this node has no seat in the collective yet: a member must invite it"
 _GONE: Final = "the seat of this node's key went to {}; the keys of that member are not in this home"
@@ -57,7 +57,7 @@ class Joining:
         self._told: int | None = None  # how long our feed is, by a bundle of another member made since we began
         self._answer = asyncio.Event()
         session.carried = self.carried
-        self._pace = _Pace()
+        self._pace = Pace()
         self._seat.pause(_ASKING)
 
     async def charter(self) -> None:
@@ -139,7 +139,7 @@ class Joining:
 
         `lacking` counts the blobs of the newest release that are not here.
         """
-        told, pace = False, _Pace()
+        told, pace = False, Pace(_STALLED_S)
         while (left := (self._sync.behind(), lacking())) != (0, 0):
             if not pace.moving((left, sum(self._seat.fold.sizes.values()))):
                 log.warning("event=still-behind entries=%s blobs=%s cause=nobody who can be reached has them", *left)
@@ -204,21 +204,6 @@ class Joining:
     def _size(self) -> int:
         """How much of our own feed the fold has taken: the store has it a moment earlier."""
         return self._seat.fold.sizes.get(self._seat.me, 0)
-
-
-class _Pace:
-    """Whether something that is counted has changed within the last seconds."""
-
-    def __init__(self) -> None:
-        self._seen: object = None
-        self._since = 0.0
-
-    def moving(self, count: object) -> bool:
-        """Look at it as it is now."""
-        now = time.monotonic()
-        if count != self._seen:
-            self._seen, self._since = count, now
-        return now - self._since < _STALLED_S
 
 
 def _versions() -> dict[str, str]:

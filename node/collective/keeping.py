@@ -1,8 +1,8 @@
 """Keeps blobs within the operator's quota: looks at what lies here, asks who else holds it, drops what may go.
 
-What is needed for what is `node.collective.needs`, what goes first is `node.syncing.retention`; this only does it. What was dropped
-is remembered in `blobs/dropped.txt`, so that it is not fetched again as history. Erasing on an author's word is
-not its matter and waits for no quota. Invariant: nothing is dropped that a plan made a moment ago, on the ledger and the
+What is needed for what is `node.collective.needs`, what goes first is `node.syncing.retention`; this only does it. What was
+dropped is remembered in `blobs/dropped.txt`, so that it is not fetched again as history. Erasing on an author's word is not
+its matter and waits for no quota. Invariant: nothing is dropped that a plan made a moment ago, on the ledger and the
 disk as they are, does not name.
 """
 
@@ -30,7 +30,9 @@ from protocol.ids import Digest
 log = logging.getLogger("fishernet.keeping")
 MIB: Final = 1 << 20
 EVERY_S: Final = 10.0
-FRESH_MS: Final = 3_600_000  # so long a blob that nothing names is left alone: the event that names it may be on its way
+FRESH_MS: Final = (
+    3_600_000  # so long a blob that nothing names is left alone: the event that names it may be on its way
+)
 SURVEYED: Final = 1024  # blobs whose other holders are asked for before some are dropped
 _REMEMBERED: Final = 1 << 16
 
@@ -77,7 +79,8 @@ def findings(plan: Plan, room: Room) -> list[Finding]:
             Finding(
                 severity="error",
                 code="disk-low",
-                text=f"couldn't keep {room.least_free // MIB} MiB of the disk free: {room.free // MIB} MiB are, and all blobs here are needed",
+                text=f"couldn't keep {room.least_free // MIB} MiB of the disk free: {room.free // MIB} MiB are, "
+                "and all blobs here are needed",
                 cure="free some space, or set [storage] min_free_mib lower",
             )
         )
@@ -103,7 +106,9 @@ def told(plan: Plan, room: Room, storage: Storage) -> dict[str, Json]:
         "least_free": room.least_free,
         "keep_releases": storage.keep_releases,
         "history": storage.history and room.admits(plan.used - plan.freed, 1),
-        "findings": [{"severity": f.severity, "code": f.code, "text": f.text, "cure": f.cure} for f in findings(plan, room)],
+        "findings": [
+            {"severity": f.severity, "code": f.code, "text": f.text, "cure": f.cure} for f in findings(plan, room)
+        ],
     }
 
 
@@ -126,6 +131,7 @@ class Keeper:
         )  # fmt: skip
         self._file = blobs.folder / "dropped.txt"
         self._dropped = self._read_dropped()
+        self._others: dict[Digest, int | None] = {}  # what members said lately of who else holds what could go
         self._plan, self._room = Plan(used=0), room_of(blobs, storage())
         self._looked = -EVERY_S
         self._busy = asyncio.Lock()
@@ -143,7 +149,8 @@ class Keeper:
             held, room = await self._look(storage, {})
             asked = retention.candidates(held, room, most=SURVEYED)
             if asked:
-                held, room = await self._look(storage, await self._survey(asked))
+                self._others = dict(await self._survey(asked))
+                held, room = await self._look(storage, self._others)
             plan = retention.plan(held, room)
             await asyncio.to_thread(self._drop, plan.drop)
             self._plan, self._room = plan, room
@@ -155,19 +162,19 @@ class Keeper:
             storage = self._storage()
             held, _ = await self._look(storage, {})
             may = sorted((h for h in held if h.droppable), key=retention.turn)
-            others: dict[Digest, int | None] = {}
+            self._others = {}
             for start in range(0, len(may), SURVEYED):
-                others |= await self._survey([h.digest for h in may[start : start + SURVEYED]])
-            held, room = await self._look(storage, others)
+                self._others |= await self._survey([h.digest for h in may[start : start + SURVEYED]])
+            held, room = await self._look(storage, self._others)
             plan = retention.prune(held, rare=rare)
             if not dry:
                 await asyncio.to_thread(self._drop, plan.drop)
-                self._plan, self._room = retention.plan(await self._held(storage, others), room), room
+                self._plan, self._room = retention.plan(await self._held(storage, self._others), room), room
             return plan
 
     async def report(self) -> tuple[Plan, Room]:
-        """What lies here and what would go now for want of room, without asking anybody."""
-        held, room = await self._look(self._storage(), {})
+        """What lies here and what would go now for want of room, by what members said when they were asked last."""
+        held, room = await self._look(self._storage(), self._others)
         return retention.plan(held, room), room
 
     def admits(self, digest: Digest, size: int) -> bool:

@@ -24,7 +24,11 @@ def rank(fold: Collective, contribution: Contribution) -> Rank:
     if under_vote(fold, contribution):
         return Rank.VOTE
     cut = fold.current_cut()
-    return Rank.PENDING if cut is None or contribution.source.seq >= cut.place.size_of(contribution.member) else Rank.RELEASE
+    return (
+        Rank.PENDING
+        if cut is None or contribution.source.seq >= cut.place.size_of(contribution.member)
+        else Rank.RELEASE
+    )
 
 
 def under_vote(fold: Collective, contribution: Contribution) -> bool:

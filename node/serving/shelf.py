@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from ledger import events, forgetting, rules
-from ledger.collective import Contribution, Decision
+from ledger.collective import Decision
 from ledger.cuts import Cut
 from ledger.forgetting import Retired
 from node.collective.holdings import Holdings
 from node.collective.measure import save_view
+from node.collective.pace import Pace
 from node.collective.replay import Missing, Replay
 from node.collective.seat import Seat, now_ms
 from node.ports import Engine, Retiring
 from node.serving.names import member_names
 from node.serving.routing import declared
-from protocol.errors import FishernetError
 from protocol.ids import Digest, EventId, MemberId
 
 log = logging.getLogger("fishernet.shelf")
@@ -48,6 +48,8 @@ class Shelf:
         self._models: dict[Digest, Digest] = {}  # release -> model, as the engine has them
         self._parts: dict[str, tuple[EventId, ...]] = {}  # model name -> the contributions in it
         self.view: Digest | None = None
+        self._lacking: dict[Digest, list[Digest]] = {}  # release -> blobs that it was found to lack, some of them here by now
+        self._pace = Pace()
         self.behind = False  # there is history that the last update had no time for
 
     async def update(self) -> list[tuple[str, Digest]]:
@@ -62,6 +64,8 @@ class Shelf:
         ended = {digest for digest, each in retired.items() if each.deadline <= now}
         newest, *older = reversed(self._seat.fold.releases) if self._seat.fold.releases else (None,)
         fresh += await self._releases([newest] if newest is not None else [], ended)
+        if newest is not None and self._lacks(newest.digest) and self._pace.moving(self._holdings.waiting):
+            return fresh  # view, parts and history are made of the same blobs, and these are on their way
         if await self._view() and self.view:
             fresh.append(("view", self.view))
         fresh += await self._members()
@@ -90,9 +94,12 @@ class Shelf:
         fold = self._seat.fold
         if cut.epoch != fold.charter.epoch_id:
             return False  # another base or shape: the engine of this epoch cannot serve it
+        if self._lacks(digest):
+            return False
         self._holdings.fetch(c for covered in fold.in_cut(cut).values() for c in covered)
         model = await asyncio.to_thread(self._replay.of_cut, fold.charter_at(cut.place.height), cut)
         if isinstance(model, Missing):
+            self._lacking[digest] = list(model.blobs)
             return False
         if model.digest != cut.model:
             log.error("event=release-differs number=%s computed=%s", cut.number, model.digest[:12])
@@ -103,6 +110,13 @@ class Shelf:
         self._served.add(digest)
         self._models[digest] = cut.model
         return True
+
+    def _lacks(self, digest: Digest) -> bool:
+        """Whether a blob that a release was found to lack is still not here: most of the time one file is looked for."""
+        lacking = self._lacking.get(digest, [])
+        while lacking and self._holdings.has(lacking[-1]):
+            lacking.pop()
+        return bool(lacking)
 
     def _retired(self) -> Mapping[Digest, Retired]:
         """Releases with something forgotten in them; looked for again when something was decided or asked."""

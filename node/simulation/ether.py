@@ -78,6 +78,7 @@ class Port:
         self.loop = asyncio.get_running_loop()
         self.ether, self._peer = ether, peer
         self.sent: Counter[str] = Counter()  # bytes by what they are for
+        self.got: Counter[str] = Counter()
         self.messages: Counter[str] = Counter()
         self.free_at = 0.0  # when the uplink has sent all that waits
         self.away = False
@@ -248,7 +249,9 @@ class Wire:
         self._buffer = bytearray()
         self._ended = self._closed = False
         self._last = 0.0  # when what we sent last arrives
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None  # True: look again, False: too late
+        self._until = 0.0
+        self._alarm: asyncio.TimerHandle | None = None  # one for all reads: most end long before
 
     @property
     def peer(self) -> PeerId:
@@ -257,16 +260,16 @@ class Wire:
 
     async def read(self, size: int, *, within_s: float | None = None) -> bytes:
         """Exactly `size` bytes (raises StreamEnded)."""
-        try:
-            while len(self._buffer) < size:
-                if self._ended or self._closed:
-                    raise StreamEnded(f"couldn't read from {self._far[-6:]}: the stream ended")
-                self._waiter = self._port.loop.create_future()
-                async with asyncio.timeout(STALLED_S if within_s is None else within_s):
-                    await self._waiter
-        except TimeoutError:
-            self.close()
-            raise StreamEnded(f"couldn't read from {self._far[-6:]}: nothing came") from None
+        while len(self._buffer) < size:
+            if self._ended or self._closed:
+                raise StreamEnded(f"couldn't read from {self._far[-6:]}: the stream ended")
+            self._waiter = self._port.loop.create_future()
+            self._until = self._port.loop.time() + (STALLED_S if within_s is None else within_s)
+            if self._alarm is None:
+                self._alarm = self._port.loop.call_at(self._until, self._ring)
+            if not await self._waiter:
+                self.close()
+                raise StreamEnded(f"couldn't read from {self._far[-6:]}: nothing came")
         data = bytes(self._buffer[:size])
         del self._buffer[:size]
         return data
@@ -287,10 +290,14 @@ class Wire:
         """No more from this end; the other one gets what is on its way, then the end."""
         if not self._closed:
             self._closed = True
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._wake()
             at = max(self._last, self._port.loop.time() + self._port.ether.medium.delay_ms[0] / 1000)
             self._port.loop.call_at(at, self._other._end)
 
     def _arrived(self, data: bytes) -> None:
+        self._port.got[self._kind] += len(data) + FRAME_BYTES
         self._buffer += data
         self._wake()
 
@@ -300,4 +307,13 @@ class Wire:
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._waiter.set_result(True)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self._closed or self._waiter is None or self._waiter.done():
+            return
+        if self._port.loop.time() < self._until:
+            self._alarm = self._port.loop.call_at(self._until, self._ring)
+        else:
+            self._waiter.set_result(False)

@@ -129,6 +129,7 @@ class Gossip:
     def _receive(self, source: PeerId, name: Id, data: bytes, hops: int) -> None:
         if self._port.away:
             return
+        self._port.got["announce"] += len(data) + SIGNED_BYTES
         if name in self.hops:
             self.repeated += 1
             return

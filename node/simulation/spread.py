@@ -2,7 +2,7 @@
 
 One swarm after the other: everybody holds everybody's first entry and connects; a time without news; one entry of one member; a
 burst of many; a node that holds nothing joins. Knows no file and no plot. Invariants: what is compared is what the nodes' own
-sync did; every swarm is a function of the configuration, so one seed gives one trace; processor time is the only thing that is not.
+sync did; all but `cost` is a function of the configuration, so one seed gives one trace.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Meter:
     cpu: float
     bytes: Counter[str]
     messages: Counter[str]
-    most: int  # bytes sent by the node that sent most
+    most: int  # bytes sent so far by the node that sent most
 
     def since(self, before: Meter, nodes: int) -> Report:
         """What went over the network between two moments, per node."""
@@ -54,18 +54,19 @@ class Meter:
             "bytes_by_kind": {kind: round(n / nodes, 1) for kind, n in sorted(spent.items())},
             "messages_per_node": round(sum(told.values()) / nodes, 2),
             "messages_by_kind": {kind: round(n / nodes, 2) for kind, n in sorted(told.items())},
-            "cpu_us_per_node": round((self.cpu - before.cpu) / nodes * 1e6, 1),
+            "most_bytes_of_a_node": self.most,
         }
 
 
 class Spread:
     """One swarm of one size and topology."""
 
-    def __init__(self, config: SpreadConfig, count: int, topology: Topology, progress: Progress) -> None:
-        self._config, self._count, self._topology, self._progress = config, count, topology, progress
+    def __init__(self, config: SpreadConfig, count: int, topology: Topology) -> None:
+        self._config, self._count, self._topology = config, count, topology
         self._seed = f"{config.swarm.seed}/{topology}/{count}"
         self._random = self._drawn("swarm")
         self.nodes: list[SwarmNode] = []
+        self.cpu: dict[str, float] = {}  # microseconds a node, by phase
 
     async def run(self) -> Report:
         """All phases."""
@@ -81,17 +82,17 @@ class Spread:
         newcomer = self._all.identities[-1] if wanted.joins else None
         for identity in self._all.identities[: None if newcomer is None else -1]:
             self.nodes.append(self._node(identity, ring))
+        count = len(self.nodes)
         began = self._meter()
         for node in self.nodes:
             node.start()
         await self._settle()
-        connected = self._meter()
+        connected = self._counted("start", began)
         await asyncio.sleep(wanted.idle_s)
-        idle = self._meter()
+        idle = self._counted("idle", connected)
         one = await self._phase(1, 0.0)
         await asyncio.sleep(config.gossip.heartbeat_s * (rules.window + 1))
         burst = await self._phase(wanted.burst, wanted.burst_s)
-        count = len(self.nodes)
         report = {
             "topology": self._topology,
             "members": self._count,
@@ -134,12 +135,11 @@ class Spread:
         limit = loop.time() + self._config.swarm.limit_s
         while loop.time() < limit and not self._everywhere(self.nodes, written):
             await asyncio.sleep(LOOK_S)
-        spent = self._meter().since(before, len(self.nodes))
+        spent = self._counted("one" if entries == 1 else "burst", before).since(before, len(self.nodes))
         return {**self._arrived(written), **self._gossiped(), "spent": spent, "entries": entries}
 
     async def _join(self, newcomer: Identity, ring: Sequence[MemberId]) -> Report:
         """A node that holds nothing comes; everybody else holds everything."""
-        before = self._meter()
         node = self._node(newcomer, ring, empty=True)
         self.nodes.append(node)
         began, loop = asyncio.get_running_loop().time(), asyncio.get_running_loop()
@@ -147,13 +147,13 @@ class Spread:
         wanted = self.nodes[0].store.sizes()
         while loop.time() < began + self._config.swarm.limit_s and node.store.sizes() != wanted:
             await asyncio.sleep(LOOK_S)
-        after = self._meter()
-        own = {kind: node.port.messages[kind] for kind in sorted(node.port.messages)}
         return {
             "seconds": round(loop.time() - began, 3),
             "whole": node.store.sizes() == wanted,
-            "bytes_of_all": sum((after.bytes - before.bytes).values()),
-            "messages_of_newcomer": own,
+            "bytes_sent": dict(sorted(node.port.sent.items())),
+            "bytes_got": dict(sorted(node.port.got.items())),
+            "messages_sent": dict(sorted(node.port.messages.items())),
+            "connections": len(node.port.links),
             "entries": sum(wanted.values()),
         }
 
@@ -209,6 +209,12 @@ class Spread:
             state.update(repr(sorted(node.port.sent.items())).encode())
         return state.hexdigest()
 
+    def _counted(self, phase: str, before: Meter) -> Meter:
+        """The counters now; the processor time since `before` is kept under the name of the phase."""
+        now = self._meter()
+        self.cpu[phase] = round((now.cpu - before.cpu) / max(1, len(self.nodes)) * 1e6, 1)
+        return now
+
     def _meter(self) -> Meter:
         total, told = Counter[str](), Counter[str]()
         for node in self.nodes:
@@ -247,7 +253,7 @@ class Spread:
         return [*ids, last]
 
     def _drawn(self, what: str) -> random.Random:
-        return random.Random(f"{self._seed if hasattr(self, '_seed') else ''}/{what}")  # noqa: S311 - repeatable on purpose
+        return random.Random(f"{self._seed}/{what}")  # noqa: S311 - repeatable on purpose
 
     @staticmethod
     def _spread(values: Sequence[float]) -> Report:
@@ -287,18 +293,27 @@ def simulate(config: SpreadConfig, progress: Progress = lambda _text, _part: Non
         (topology, size)
         for topology in wanted.topologies
         for size in wanted.sizes
-        if topology != "full" or size <= wanted.full_up_to
+        if size <= {"full": wanted.full_up_to, "ring": wanted.ring_up_to}.get(topology, size)
     ]
-    work, swarms, began = float(sum(size for _, size in plan)), list[Report](), time.process_time()
+    work, swarms, costs, began = float(sum(size for _, size in plan)), list[Report](), list[Report](), time.process_time()
     for topology, size in plan:
         progress(f"{size} members, {topology}", sum(s["members"] for s in swarms) / work)
-        swarms.append(virtual.run(Spread(config, size, topology, progress).run()))
+        one, since = Spread(config, size, topology), time.process_time()
+        swarms.append(virtual.run(one.run()))
+        costs.append(
+            {
+                "topology": topology,
+                "members": size,
+                "cpu_s": round(time.process_time() - since, 1),
+                "cpu_us_per_node": one.cpu,
+            }
+        )
     return {
         "v": VERSION,
         "config": config.model_dump(mode="json"),
         "swarms": swarms,
         "notes": list(NOTES),
-        "cost": {"cpu_s": round(time.process_time() - began, 1)},
+        "cost": {"cpu_s": round(time.process_time() - began, 1), "swarms": costs},
     }
 
 

@@ -1,9 +1,10 @@
 """Which pieces of one blob are asked of whom: runs of missing pieces, split when a donor is free, doubled when one is slow.
 
-A claim is a run of pieces that one donor was asked for; one that stalls keeps the piece it is at, and loses the others. When
-nothing is unclaimed any more, a free donor takes over the second half of the longest rest of another claim; the last pieces of
-one that stalls, or that is much slower than the free one, are asked of both (the endgame of BitTorrent: Cohen 2003). Knows no stream and no clock: times come as arguments, in
-seconds. Invariants: a piece that is here is never claimed; a piece is claimed by at most two donors, and never twice by one.
+A claim is a run of pieces that one donor was asked for; one that stalls keeps the piece it is at, and loses the others.
+When nothing is unclaimed any more, a free donor takes over the second half of the longest rest of another claim; the last
+pieces of one that stalls, or that is much slower than the free one, are asked of both (the endgame of BitTorrent: Cohen
+2003). Knows no stream and no clock: times come as arguments, in seconds. Invariants: a piece that is here is never claimed; a
+piece is claimed by at most two donors, and never twice by one.
 """
 
 from __future__ import annotations

@@ -123,7 +123,9 @@ class Donors:
             found = wish.candidates()
             if not found:
                 self._waiting.remove(wish)
-                wish.lent.set_exception(BlobMissing(f"couldn't fetch blob {wish.digest[:12]}: nobody connected gives it"))
+                wish.lent.set_exception(
+                    BlobMissing(f"couldn't fetch blob {wish.digest[:12]}: nobody connected gives it")
+                )
                 continue
             history = wish.order()[0] >= Rank.HISTORY
             if history and self.open >= TOTAL - SPARE:

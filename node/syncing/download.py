@@ -214,7 +214,9 @@ class Download:
     async def _ask(self, peer: PeerId, claim: Claim) -> None:
         """Ask a donor for a claim; whatever happens, what it did not send is free again."""
         tools, matter = self._tools, self._matter(peer)
-        self._tally.doubled += any(c is not claim and c.at < claim.end and claim.at < c.end for c in self._claims.claims)
+        self._tally.doubled += any(
+            c is not claim and c.at < claim.end and claim.at < c.end for c in self._claims.claims
+        )
         try:
             async with self._stream(peer, claim) as (total, stream):
                 if total != self._size:

@@ -132,7 +132,9 @@ class Pieces:
             DiskFull: no room; all that came is given up.
         """
         if not 0 <= index < self.count or len(data) != length_of(index, self.size):
-            raise BlobTooLarge(f"couldn't fetch blob {self.name[:12]}: piece {index} of {len(data)} bytes is none of it")
+            raise BlobTooLarge(
+                f"couldn't fetch blob {self.name[:12]}: piece {index} of {len(data)} bytes is none of it"
+            )
         with self._lock:
             if not self._open or (index in self._crcs and not again):
                 return False

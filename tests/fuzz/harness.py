@@ -30,7 +30,23 @@ PACKAGES = ("protocol", "ledger", "contrib", "node")
 MAX_INPUT = 64 * 1024
 _TELLING = (0, 1, 2, 3, 0x7F, 0x80, 0xFE, 0xFF, 0x0A, 0x20, 0x22, 0x2C, 0x5B, 0x5D, 0x7B, 0x7D)
 _NUMBERS = (0, 1, -1, 2, 63, 64, 65, 255, 256, 2**31, 2**32, 2**53 - 1, 2**53, 2**63, 10**30, True, False, None)
-_TEXTS = ("", "a", "A", "\n", "\x00", "é", "e\u0301", "0" * 64, "f" * 64, "g" * 64, "-", ".", "x" * 300, "\ud7ff", "\U0001f512")
+_TEXTS = (
+    "",
+    "a",
+    "A",
+    "\n",
+    "\x00",
+    "é",
+    "e\u0301",
+    "0" * 64,
+    "f" * 64,
+    "g" * 64,
+    "-",
+    ".",
+    "x" * 300,
+    "\ud7ff",
+    "\U0001f512",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,10 +214,12 @@ def corpus(target: Target) -> list[bytes]:
     return [base64.b64decode(line) for line in path.read_text().split()] if path.exists() else []
 
 
-def inputs(target: Target, rng: random.Random, count: int, pool: Sequence[bytes]) -> Iterable[bytes]:
-    """`count` mutations of `pool`, fixed where the target can be."""
+def inputs(
+    target: Target, rng: random.Random, count: int, seeds: Sequence[bytes], pool: Sequence[bytes]
+) -> Iterable[bytes]:
+    """`count` mutations, half of them of `seeds` (all good), half of `pool`; fixed where the target can be."""
     for _ in range(count):
-        data, other = rng.choice(pool), rng.choice(pool)
+        data, other = rng.choice(seeds if rng.random() < 0.5 else pool), rng.choice(pool)
         bend = mutated_json if target.json and rng.random() < 0.8 else mutated
         data = bend(rng, data, other)
         yield target.fix(rng, data) if target.fix is not None and rng.random() < 0.9 else data
@@ -210,9 +228,10 @@ def inputs(target: Target, rng: random.Random, count: int, pool: Sequence[bytes]
 def run(target: Target, *, count: int, seed: int) -> tuple[int, int]:
     """Try seeds, corpus and `count` mutations; how many were tried and how many accepted (raises Broken)."""
     rng = random.Random(f"{target.name} {seed}")
-    pool = [*target.seeds(), *corpus(target)]
+    seeds = list(target.seeds())
+    pool = [*seeds, *corpus(target)]
     accepted = sum(check(target, data) for data in pool)
-    for number, data in enumerate(inputs(target, rng, count, pool)):
+    for number, data in enumerate(inputs(target, rng, count, seeds, pool)):
         accepted += check(target, data, memory=number % 128 == 0)
     return len(pool) + count, accepted
 
@@ -220,12 +239,13 @@ def run(target: Target, *, count: int, seed: int) -> tuple[int, int]:
 def grow(target: Target, *, count: int, seed: int, most: int = 60) -> list[bytes]:
     """Mutations that reach code no seed or corpus input reaches, as new corpus inputs; slow, as it traces."""
     rng = random.Random(f"{target.name} grow {seed}")
-    pool = [*target.seeds(), *corpus(target)]
+    seeds = list(target.seeds())
+    pool = [*seeds, *corpus(target)]
     seen: set[object] = set()
     for data in pool:
         seen |= traced(target, data)
     kept: list[bytes] = []
-    for data in inputs(target, rng, count, pool):
+    for data in inputs(target, rng, count, seeds, pool):
         found = traced(target, data) - seen
         if found and len(data) <= 4096:
             seen |= found

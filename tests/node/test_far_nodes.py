@@ -68,7 +68,7 @@ def test_nodes_behind_two_routers_sync_feed_and_blob_through_a_relay_that_the_ch
         lab.nat(left)
         lab.nat(right)
         relay = f"/ip4/{relay_host.address}/tcp/4242/p2p/{peer_of(tmp_path, 'c')}"
-        nodes.enter_context(Far(relay_host, tmp_path, "c", network={"serve_relay": True}))
+        nodes.enter_context(Far(relay_host, tmp_path, "c", bare=True, network={"serve_relay": True}))
         hidden = {"relays": [relay], "reachability": "private"}
         a = nodes.enter_context(Far(left, tmp_path, "a", known=[relay], network=hidden, write=True))
         b = nodes.enter_context(Far(right, tmp_path, "b", known=[relay], network=hidden))

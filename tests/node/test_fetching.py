@@ -284,7 +284,8 @@ async def test_who_states_another_size_is_blamed_once_the_blob_is_here(net):
 
 @simulated
 async def test_piece_that_our_own_disk_spoilt_is_nobodys_fault(net):
-    givers, me = donors(net, 2, rate=4e6), net.member("me")
+    me = net.member("me")
+    donors(net, 2, rate=4e6)
     want = asyncio.create_task(me.want(LARGE))
     part = me.blobs.path(digest(LARGE)).with_name(f"{digest(LARGE)}.part")
     while not part.exists() or part.stat().st_size < 2 << 20:

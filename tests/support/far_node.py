@@ -3,7 +3,7 @@
     python far_node.py FOLDER NAME '{"listen": "/ip4/0.0.0.0/tcp/4242", "known": [...], "network": {"relays": [...]}, "write": true}'
 
 NAME is a, b or c, members of `peers.CHARTER`. With "write" it writes the genesis event and a blob of 300,000 bytes into its feed;
-the others report "blob" when they hold it. Lines: {"peers", "addresses", "circuits", "sizes", "blob"}, each time one of them changes.
+the others report "blob" when they hold it. With "bare" it is a swarm and nothing else: it keeps and hands on no feed. Lines: {"peers", "addresses", "circuits", "sizes", "blob"}, each time one of them changes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from peers import Home, Node  # noqa: E402
+from peers import Home, Node, Running  # noqa: E402
 
 from node.errors_network import NetworkError  # noqa: E402
 from protocol.ids import digest  # noqa: E402
@@ -40,10 +40,10 @@ async def main(folder: Path, name: str, options: dict) -> None:
         node.blobs.put(BLOB)
         node.append()
     told = None
-    async with node:
+    async with Running(node.swarm, node.run_dir) if options.get("bare") else node:
         while True:
             swarm = node.swarm
-            if not node.blobs.has(wanted) and node.size(circle["a"]):
+            if not options.get("bare") and not node.blobs.has(wanted) and node.size(circle["a"]):
                 with contextlib.suppress(NetworkError, TimeoutError):
                     async with asyncio.timeout(20):
                         await node.sync.want_blob(wanted, len(BLOB))

@@ -95,7 +95,9 @@ class Port:
         net.ports[self.peer] = self
 
     def peers(self):
-        return frozenset(p for p, port in self.net.ports.items() if port.up and p != self.peer) if self.up else frozenset()
+        return (
+            frozenset(p for p, port in self.net.ports.items() if port.up and p != self.peer) if self.up else frozenset()
+        )
 
     def add_handler(self, protocol, handler):
         self.handlers[protocol] = handler
