@@ -21,7 +21,7 @@ from pathlib import Path
 import harness
 import psutil
 from swarm_fleet import Fleet, cost_of
-from swarm_load import Load, drive, idle, ladder, prepare
+from swarm_load import Load, drive, idle, ladder, prepare, quantile
 from swarm_soak import Sample, slope, soak
 
 from node.demo.nodes import DemoNode, free_ports
@@ -85,12 +85,29 @@ def saturation(fleet: Fleet, size: Size) -> list[harness.Figure]:
 
 def show(title: str, loads: Sequence[Load]) -> None:
     """A table of runs."""
-    header = ("offered/s", "applied", "s", "applied/s", "p50 ms", "p95", "max", "cores", "python ms", "p2pd ms")
+    header = (
+        "offered/s",
+        "applied",
+        "s",
+        "applied/s",
+        "entry p50",
+        "p95",
+        "p50 ms",
+        "p95",
+        "max",
+        "cores",
+        "python ms",
+        "p2pd ms",
+    )
     rows = [
         (
             f"{x.offered:g}",
             x.applied,
-            *(f"{v:.1f}" for v in (x.seconds, x.rate, x.at(0.5), x.at(0.95), x.at(1.0))),
+            *(f"{v:.1f}" for v in (x.seconds, x.rate)),
+            *(
+                f"{v:.1f}"
+                for v in (quantile(x.entries, 0.5), quantile(x.entries, 0.95), x.at(0.5), x.at(0.95), x.at(1.0))
+            ),
             *(f"{v:.2f}" for v in (x.cores, 1000 * x.python / x.applied, 1000 * x.p2pd / x.applied)),
         )
         for x in loads

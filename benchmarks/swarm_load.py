@@ -24,6 +24,7 @@ class Load:
     published: int
     latencies: Sequence[float]
     announcing: float  # ms from an entry's being durable until the announcement was handed over, median
+    entries: Sequence[float]  # ms from the announcement until the entry was stored, ascending: the rest is the blob
     python: float
     p2pd: float
     driver: float
@@ -50,7 +51,12 @@ class Load:
 
     def at(self, share: float) -> float:
         """The latency that this share of the applications did not exceed."""
-        return self.latencies[round(share * (len(self.latencies) - 1))]
+        return quantile(self.latencies, share)
+
+
+def quantile(ascending: Sequence[float], share: float) -> float:
+    """The value that this share of them did not exceed."""
+    return ascending[round(share * (len(ascending) - 1))]
 
 
 def prepare(fleet: Fleet, size: int = BLOB) -> int:
@@ -87,15 +93,16 @@ def drive(fleet: Fleet, rate: float, seconds: float, *, limit_s: float = 120.0) 
     if refused := [code for each in told for code in each["refused"]]:
         raise RuntimeError(f"{len(refused)} contributions were refused: {set(refused)}")
     published = {name: (due, announced, done) for each in told for name, due, announced, done in each["published"]}
-    applied = [(name, at) for each in told for name, at in each["applied"]]
+    applied = [(name, stored, at) for each in told for name, stored, at in each["applied"]]
     if len(applied) != len(published) * (len(nodes) - 1):
         raise RuntimeError(f"{len(published)} contributions were applied {len(applied)} times by {len(nodes)} nodes")
     waits = sorted(1000 * (done - announced) for _, announced, done in published.values())
     return Load(
         offered=rate,
-        seconds=max(at for _, at in applied) - first,
+        seconds=max(at for _, _, at in applied) - first,
         published=len(published),
-        latencies=sorted(1000 * (at - published[name][1]) for name, at in applied),
+        latencies=sorted(1000 * (at - published[name][1]) for name, _, at in applied),
+        entries=sorted(1000 * (stored - published[name][1]) for name, stored, _ in applied),
         announcing=waits[len(waits) // 2],
         python=_used(costs, after, 0),
         p2pd=_used(costs, after, 1),

@@ -50,9 +50,9 @@ class SwarmNode:
         self.seat: Seat = self.parts.seat
         self.maker: Maker | None = None
         self.published: list[tuple[str, float, float, float]] = []  # blob, when due, announced, told to the network
-        self.applied: list[tuple[str, float]] = []
+        self.applied: list[tuple[str, float, float]] = []  # blob, when its entry was stored, when it was applied
         self.refused: list[str] = []
-        self.waiting: dict[Digest, Contribution] = {}
+        self.waiting: dict[Digest, tuple[Contribution, float]] = {}
         self._known: dict[MemberId, int] = {}
         self._jobs: set[asyncio.Task[Any]] = set()
         self._profile: cProfile.Profile | None = None
@@ -91,7 +91,7 @@ class SwarmNode:
         fresh = published[self._known.get(member, 0) :]
         self._known[member] = len(published)
         for contribution in fresh:
-            self.waiting[contribution.blob] = contribution
+            self.waiting[contribution.blob] = (contribution, time.monotonic())
         if fresh:
             self.parts.holdings.fetch(fresh)
 
@@ -100,14 +100,14 @@ class SwarmNode:
         while True:
             await self.news.wait()
             self.news.clear()
-            here = [c for c in self.waiting.values() if self.parts.blobs.has(c.blob)]
-            for contribution in here:
+            here = [each for each in self.waiting.values() if self.parts.blobs.has(each[0].blob)]
+            for contribution, stored in here:
                 answer = await asyncio.to_thread(self.parts.replay.examine, contribution)
                 if answer is None:
                     continue
                 del self.waiting[contribution.blob]
                 if isinstance(answer, Accept):
-                    self.applied.append((contribution.blob, time.monotonic()))
+                    self.applied.append((contribution.blob, stored, time.monotonic()))
                 else:
                     self.refused.append(answer.code)
 

@@ -7,6 +7,7 @@ does not make them look surer than they are. Knows nothing of the nodes but thei
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -59,8 +60,8 @@ def slope(times: Sequence[float], values: Sequence[float], *, warm_up: float = 0
     if blocks < 3:
         raise ValueError(f"couldn't fit a slope to {len(times)} samples")
     edges = [round(k * len(times) / blocks) for k in range(blocks + 1)]
-    x = [statistics.mean(times[a:b]) / 3600 for a, b in zip(edges, edges[1:], strict=False)]
-    y = [statistics.mean(values[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    x = [statistics.mean(times[a:b]) / 3600 for a, b in itertools.pairwise(edges)]
+    y = [statistics.mean(values[a:b]) for a, b in itertools.pairwise(edges)]
     middle = statistics.mean(x)
     spread = sum((each - middle) ** 2 for each in x)
     fit = statistics.linear_regression(x, y)

@@ -51,14 +51,11 @@ class Collective(Standing):
         self.leaves.setdefault(header.member, []).append(record.entry.leaf)
         source = Source(member=header.member, seq=header.seq, event=record.entry.event, ts=header.ts)
         self.sources[source.event] = source
-        if header.type == events.Committed.TYPE:
-            self.seen_by_commit[source.event] = {s.member: s.seq + 1 for s in header.seen}
-        named = self._named.setdefault(header.member, {})
-        for seen in header.seen:
-            if seen.seq >= named.get(seen.member, 0):
-                named[seen.member] = seen.seq + 1
+        self.mentions.take(header.member, header.seq, header.seen)
+        if header.type == events.Committed.TYPE:  # all that its author had ever named: one entry names 64 feeds at most
+            self.seen_by_commit[source.event] = self.mentions.upto(header.member, header.seq)
         if header.type == events.Published.TYPE:
-            self.seen_by_publish[source.event] = dict(named)
+            self.seen_by_publish[source.event] = self.mentions.upto(header.member, header.seq)
         if header.type not in events.TYPES:
             self.unknown_types[header.type] = self.unknown_types.get(header.type, 0) + 1
             return

@@ -17,6 +17,7 @@ from ledger.cuts import Amendment, Cut, Place
 from ledger.errors import BadCharter
 from ledger.facts import Asked, Contribution, Decision, Flaw
 from ledger.reaching import Reaching
+from ledger.mentions import Mentions
 from ledger.succession import RECOVERY, Statement
 from ledger.tally import DoubleVote, Source, Tally
 from ledger.witnesses import Witnesses
@@ -43,11 +44,9 @@ class Standing:
         self.approvals: dict[EventId, dict[MemberId, Source]] = {}
         self.successions: dict[EventId, Statement] = {}
         self.sources: dict[EventId, Source] = {}
-        self.seen_by_commit: dict[EventId, dict[MemberId, int]] = {}
-        self.seen_by_publish: dict[
-            EventId, dict[MemberId, int]
-        ] = {}  # contribution -> all that its author had ever named
-        self._named: dict[MemberId, dict[MemberId, int]] = {}
+        self.mentions = Mentions()
+        self.seen_by_commit: dict[EventId, Mapping[MemberId, int]] = {}  # commit -> all that its author had ever named
+        self.seen_by_publish: dict[EventId, Mapping[MemberId, int]] = {}  # contribution -> the same of its author
         self.decisions: list[Decision] = []
         self.flaws: list[Flaw] = []
         self.double_votes: list[DoubleVote] = []
@@ -251,7 +250,8 @@ class Standing:
 
     def known_to(self, member: MemberId) -> dict[MemberId, int]:
         """How many entries of each feed a member's own entries, as far as they are here, prove that it holds."""
-        return {**self._named.get(member, {}), member: self.sizes.get(member, 0)}
+        size = self.sizes.get(member, 0)
+        return {**self.mentions.upto(member, size), member: size}
 
     def uncovered(self, contribution: Contribution) -> bool:
         """Whether no cut of the epoch in force reaches so far in its author's feed."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,6 +80,7 @@ class Store(Reader):
         self._process_lock = lock
         self._edges: dict[tuple[CollectiveId, MemberId], _Edge] = {}
         self._keys: dict[tuple[CollectiveId, MemberId], keys.SigningKey] = {}
+        self._changes_lock = threading.Lock()  # held for a moment only
         self._change = 0
         self._changes: dict[
             tuple[CollectiveId, MemberId], int
@@ -138,8 +140,7 @@ class Store(Reader):
 
     def length(self, collective: CollectiveId, member: MemberId) -> int:
         """How many entries of a feed are here; from memory when it was written to in this opening."""
-        with self._lock:
-            edge = self._edges.get((collective, member))
+        edge = self._edges.get((collective, member))  # without the lock: it is held while the disk is waited for
         if edge is not None:
             return edge.tree.size
         head = self.head(collective, member)
@@ -150,7 +151,7 @@ class Store(Reader):
 
         Numbers start at 0 each time the ledger is opened; what was there before is no change.
         """
-        with self._lock:
+        with self._changes_lock:
             found: list[tuple[MemberId, int]] = []
             for (where, member), number in reversed(self._changes.items()):
                 if number <= since:
@@ -355,9 +356,10 @@ class Store(Reader):
         self._trees[edge.feed] = edge.tree
 
     def _changed(self, collective: CollectiveId, member: MemberId) -> None:
-        self._change += 1
-        self._changes.pop((collective, member), None)
-        self._changes[collective, member] = self._change
+        with self._changes_lock:
+            self._change += 1
+            self._changes.pop((collective, member), None)
+            self._changes[collective, member] = self._change
 
     def _sign_heads(self, collective: CollectiveId | None = None, member: MemberId | None = None) -> None:
         """Sign and store the heads of feeds that this store has the key of and that have grown (of all, or as named)."""

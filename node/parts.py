@@ -7,15 +7,12 @@ Invariant: `build` opens no socket, starts no process and writes nothing into th
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ledger import events
 from ledger.entry import Record
-from ledger.events import Published
 from node.collective.banning import Banning
 from node.collective.council import Council
 from node.collective.holdings import Holdings
@@ -40,8 +37,7 @@ from node.syncing.blobs import BlobStore
 from node.syncing.sync import Sync, SyncRules
 from node.training.rounds import Rounds
 from node.training.trainer import WorkerTrainer
-from protocol.errors import Refused
-from protocol.ids import Digest, MemberId
+from protocol.ids import MemberId
 
 log = logging.getLogger("fishernet.daemon")
 _TWIN: Final = (
@@ -134,16 +130,6 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
             log.error("event=twin at=%s", records[0].entry.header.seq)
             seat.pause(_TWIN)
 
-    def attached(record: Record) -> tuple[Digest, int] | None:
-        """The blob that goes together with an entry: that of a contribution of this epoch."""
-        if record.entry.header.type != Published.TYPE or not seat.fold.known:
-            return None
-        with contextlib.suppress(Refused):
-            event = events.read(record)
-            if isinstance(event, Published) and event.epoch == seat.fold.charter.epoch_id:
-                return event.blob, event.size
-        return None
-
     def blob_arrived() -> None:
         changed()
         council.poke()
@@ -197,7 +183,7 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
             hold=guard.hold,
             room=growth.room,
             took=growth.took,
-            attached=attached,
+            attached=seat.attached,
         ),
     )
     guard.member_of = sync.member_of

@@ -27,9 +27,11 @@ def bucket_of(salt: bytes, member: MemberId) -> int:
 def fingerprints(salt: bytes, heads: Iterable[tuple[MemberId, int, Digest]]) -> bytes:
     """The salt and the 64 fingerprints of heads given as (member, size, root): 264 bytes."""
     sums = [0] * BUCKETS
+    sha256, fromhex = hashlib.sha256, bytes.fromhex
     for member, size, root in heads:
-        hashed = hashlib.sha256(salt + bytes.fromhex(member) + size.to_bytes(8, "big") + bytes.fromhex(root)).digest()
-        sums[bucket_of(salt, member)] ^= int.from_bytes(hashed[:PRINT], "big")
+        name = salt + fromhex(member)
+        hashed = sha256(name + size.to_bytes(8, "big") + fromhex(root)).digest()
+        sums[sha256(name).digest()[0] % BUCKETS] ^= int.from_bytes(hashed[:PRINT], "big")
     return salt + b"".join([total.to_bytes(PRINT, "big") for total in sums])
 
 

@@ -8,7 +8,6 @@ second grant with one nonce) is kept and has no effect.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -92,7 +91,6 @@ class Book:
         self.kept: dict[tuple[MemberId, str], Ways] = {}  # what `ways_of` found last
         self._spent: dict[EventId, dict[tuple[MemberId, MemberId, EventId], list[int]]] = {}
         self._first: dict[tuple[MemberId, str], int] = {}
-        self._links: dict[MemberId, dict[MemberId, tuple[list[int], list[int]]]] = {}
         self._ended: set[MemberId] = set()
         self._sizes: dict[MemberId, int] = {}
 
@@ -108,14 +106,6 @@ class Book:
         if header.seq < self._sizes.get(header.member, 0):
             return
         self._sizes[header.member] = header.seq + 1
-        links = self._links.setdefault(header.member, {})
-        for seen in header.seen:
-            link = links.get(seen.member)
-            if link is None:
-                links[seen.member] = ([header.seq], [seen.seq + 1])
-            elif seen.seq >= link[1][-1]:
-                link[0].append(header.seq)
-                link[1].append(seen.seq + 1)
         if header.type not in _MATTER or header.member in self._ended:
             return
         if record.body is None and header.type == events.AccessDecided.TYPE:
@@ -246,12 +236,7 @@ class Book:
 
         Law: for an honest node it holds what its own book held when it decided.
         """
-        sizes = {member: seq}
-        for other, (at, found) in self._links.get(member, {}).items():
-            index = bisect_right(at, seq)
-            if index:
-                sizes[other] = found[index - 1]
-        return past_in(fold, sizes)
+        return past_in(fold, {**fold.mentions.upto(member, seq), member: seq})
 
     def serving(self, member: MemberId) -> dict[Digest, Digest]:
         """The releases that a member says it serves, each with the digest of its vector."""

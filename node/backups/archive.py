@@ -182,7 +182,7 @@ def unpack(file: Path, into: Path, passphrase: str | None) -> Manifest:
         data = _first(tar)
         manifest = parse(data)
         seal, missing = b"", dict(manifest.files)
-        for info in tar:
+        while (info := tar.next()) is not None:
             if info.name == SEAL and info.isreg() and info.size <= _MAX_SMALL:
                 seal = _content(tar, info).read(info.size)
                 continue

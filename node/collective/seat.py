@@ -19,13 +19,13 @@ from ledger.charter import Charter
 from ledger.collective import Collective
 from ledger.entry import MAX_SEEN, Record, Seen
 from ledger.errors import StoreFull
-from ledger.events import Event
+from ledger.events import Event, Published
 from ledger.forks import Fork
 from ledger.store import Store
 from node.errors import AppendPaused, PassphraseNeeded
 from node.home import Home
 from protocol.errors import Refused
-from protocol.ids import CollectiveId, MemberId
+from protocol.ids import CollectiveId, Digest, MemberId
 from protocol.keys import SigningKey
 
 PAGE: Final = 256
@@ -69,7 +69,7 @@ class Seat:
         self._past: tuple[Charter | None, Past] = (None, Past())
         self._paused: str | None = None
         self._listeners: list[Changed] = []
-        self._named: dict[MemberId, int] = {}
+        self._named: dict[MemberId, int] = {}  # feed -> the size named last; the one longest not named first
         self._frozen = False
         self._founded: int | None = None
         self.full: str | None = None  # why the last append found no room; None once one went through
@@ -147,7 +147,9 @@ class Seat:
             self.full = str(e)
             raise
         self.full = None
-        self._named |= named
+        for feed, size in named.items():
+            self._named.pop(feed, None)
+            self._named[feed] = size
         if record.entry.header.seq > self.fold.sizes.get(self.me, 0):  # the store has just got our own entries back
             self._replay(self.me)
         else:
@@ -165,6 +167,16 @@ class Seat:
             self.book.apply_all(records)
         self._learn_forks(records)
         self._tell(member)
+
+    def attached(self, record: Record) -> tuple[Digest, int] | None:
+        """The blob (digest, bytes) that travels together with an entry: that of a contribution of this epoch."""
+        if record.entry.header.type != Published.TYPE or not self.fold.known:
+            return None
+        with contextlib.suppress(Refused):
+            event = events.read(record)
+            if isinstance(event, Published) and event.epoch == self.fold.charter.epoch_id:
+                return event.blob, event.size
+        return None
 
     def now_ms(self) -> int:
         """What the next entry would claim as its time."""
@@ -241,11 +253,18 @@ class Seat:
         return self.fold.data.get(self.me, {}).get(dataset)
 
     def _seen(self, *, everything: bool) -> tuple[list[Seen], dict[MemberId, int]]:
-        """Foreign heads to name, and their sizes: all of them at a commit (what we had recorded), else those that moved."""
+        """Foreign heads to name, and their sizes: all of them at a commit (what we had recorded), else those that moved.
+
+        Of more than an entry can name, those that moved come first, and of these the ones that were not named for longest.
+        """
         moved = [
             (m, n) for m, n in self.fold.sizes.items() if m != self.me and (everything or self._named.get(m, 0) != n)
         ]
-        newest = sorted(moved, key=lambda item: self._named.get(item[0], 0) == item[1])[:MAX_SEEN]
+        newest = moved
+        if len(moved) > MAX_SEEN:
+            turn = {m: place for place, m in enumerate(self._named, 1)}
+            newest = sorted(moved, key=lambda item: (self._named.get(item[0], 0) == item[1], turn.get(item[0], 0)))
+            newest = newest[:MAX_SEEN]
         return [Seen(member=m, seq=n - 1, leaf=self.fold.leaves[m][n - 1]) for m, n in newest], dict(newest)
 
     def _replay(self, member: MemberId) -> None:

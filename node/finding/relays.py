@@ -17,10 +17,6 @@ from protocol.ids import PeerId
 Reachability: TypeAlias = Literal["auto", "public", "private"]
 
 MAX_RELAYS: Final = 8
-# What serving as a relay may cost: p2pd reserves two buffers a circuit and its own default of 16 MiB each is made for few.
-CIRCUITS_PER_PEER: Final = 64
-RESERVATIONS: Final = 256
-_BUFFER: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,22 +32,16 @@ class Nat:
         """What p2pd is started with, by its own names. Without relays: nothing of all this.
 
         p2pd has one switch, `autonat`, for three things: finding out by peers' dials whether we can be reached, dialling others
-        for the same, and punching holes (DCUtR). A relay serves only while it believes that it can be reached, so it is told so.
-        Who may use it p2pd cannot be told: anybody who reaches it, within the limits.
+        for the same, and punching holes (DCUtR). Its own relay service stays off: see `node.network.relaying`.
         """
         others = [relay for relay in self.relays if split_relay(relay)[1] != me]
         if not (others or self.serve):
             return {"relay": 0}
-        flags: dict[str, str | int] = {"relay": 1, "relayService": int(self.serve), "autonat": int(self.autonat)}
-        if self.serve:
-            flags |= {"relayMaxCircuits": CIRCUITS_PER_PEER, "relayMaxReservations": RESERVATIONS}
-            flags |= {"relayBufferSize": _BUFFER}
-        elif self.reachability != "public":
+        flags: dict[str, str | int] = {"relay": 1, "relayService": 0, "autonat": int(self.autonat)}
+        if others and not self.serve and self.reachability != "public":
             flags |= {"autoRelay": 1, "relayDiscovery": 0, "trustedRelays": ",".join(others)}
-        if self.serve or self.reachability == "public":
-            flags["forceReachabilityPublic"] = 1
-        elif self.reachability == "private":
-            flags["forceReachabilityPrivate"] = 1
+        if self.reachability != "auto":
+            flags[f"forceReachability{self.reachability.title()}"] = 1
         return flags
 
     def through(self, me: PeerId, peer: PeerId) -> tuple[str, ...]:

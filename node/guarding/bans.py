@@ -79,6 +79,10 @@ class BanBook:
         """Every ban, also those whose time is over and that nobody has asked about since."""
         return iter(tuple(self._bans.values()))
 
+    def __bool__(self) -> bool:
+        """Whether there may be a ban at all."""
+        return bool(self._bans)
+
     def get(self, who: str, now: float) -> Ban | None:
         """The ban of a peer or member that stands at `now`."""
         ban = self._bans.get(who)

@@ -250,6 +250,8 @@ class Guard:
     # -- bans --------------------------------------------------------------------------------------------------------
     def banned(self, peer: PeerId) -> bool:
         """Whether nothing is to be served to, taken from or dialled at this peer."""
+        if not self._book:  # asked for every peer at every choice
+            return False
         now = self._wall()
         if self._book.get(peer, now) is not None:
             return True
@@ -268,7 +270,7 @@ class Guard:
 
     def banned_member(self, member: MemberId) -> bool:
         """Whether the operator has banned a member, whichever peer speaks for it."""
-        return self._book.get(member, self._wall()) is not None
+        return bool(self._book) and self._book.get(member, self._wall()) is not None
 
     def ban(self, who: str, seconds: float | None, why: str) -> Ban:
         """The operator's ban of a peer or a member, by id; None: until `unban`.

@@ -30,6 +30,7 @@ from node.errors_network import PeerUnreachable, SwarmDown
 from node.finding import rendezvous
 from node.finding.relays import Nat
 from node.network.tied import tied
+from protocol.addresses import CIRCUIT, is_circuit, split
 from protocol.ids import PeerId
 
 LIGHT = node.network.light.LIGHT
@@ -38,6 +39,7 @@ Serve = Callable[[PeerId, asyncio.StreamReader, asyncio.StreamWriter], Awaitable
 CALL_S = 5.0
 _START_S = 20.0
 _TURN_S, _TURNS = 0.25, 12
+_P2P, _CIRCUIT = b"\xa5\x03", b"\xa2\x02"  # the codes 421 and 290 of multiaddr's table as varints
 _MAX_RECORDS = 4096  # of strangers, in our part of the DHT
 
 use_hivemind_log_handler(HandlerMode.NOWHERE)  # its records go where ours go
@@ -155,7 +157,7 @@ class P2pd:
 
     async def _peers(self) -> frozenset[PeerId]:
         async with self._control("LIST_PEERS") as (response, _, _):
-            return frozenset(_name(peer.id) for peer in response.peers)
+            return frozenset(name_of(peer.id) for peer in response.peers)
 
     async def seen_at(self) -> tuple[str, ...]:
         """Where we can be dialled as p2pd knows by now: addresses it listens on, and circuits of its reservations."""
@@ -186,7 +188,7 @@ class P2pd:
 
     async def connect(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Dial `peer` and put it into the DHT's routing table."""
-        name, raw = PeerID.from_base58(peer), [Multiaddr(address).to_bytes() for address in addresses]
+        name, raw = PeerID.from_base58(peer), [_bytes_of(address) for address in addresses]
         request = pb.ConnectRequest(peer=name.to_bytes(), addrs=raw, timeout=int(CALL_S))
         async with asyncio.timeout(CALL_S + 1):
             async with self._control("CONNECT", connect=request):
@@ -211,7 +213,7 @@ class P2pd:
                     await read_pbmsg_safe(reader, message := pb.PSMessage())
                 except EOFError:
                     raise SwarmDown("couldn't hear announcements: p2pd hung up") from None
-                yield _name(getattr(message, "from")), message.data
+                yield name_of(getattr(message, "from")), message.data
 
     @contextlib.asynccontextmanager
     async def open(
@@ -282,9 +284,23 @@ class _Validator(RecordValidatorBase):  # type: ignore[misc]
 
 
 @functools.lru_cache(4096)
-def _name(peer: bytes) -> PeerId:
-    """The base58 name; making it costs 50 us."""
+def name_of(peer: bytes) -> PeerId:
+    """The base58 name of a binary peer id; making it costs 50 us."""
     return PeerId(PeerID(peer).to_base58())
+
+
+def binary(peer: PeerId) -> bytes:
+    """The binary form of a peer id."""
+    return bytes(PeerID.from_base58(peer).to_bytes())
+
+
+def _bytes_of(address: str) -> bytes:
+    """A checked address in binary; hivemind writes the relay of a circuit as a CID, which p2pd does not read."""
+    if not is_circuit(address):
+        return bytes(Multiaddr(address).to_bytes())
+    machine, relay = split(address.removesuffix(CIRCUIT))
+    name = binary(relay)
+    return bytes(Multiaddr(machine).to_bytes()) + _P2P + bytes((len(name),)) + name + _CIRCUIT
 
 
 def _texts(addresses: Iterable[bytes]) -> Iterable[str]:

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Iterable
 from node.errors_network import BadTransport, PeerUnreachable, PortTaken, SwarmDown
 from node.finding import rendezvous
 from node.finding.addresses import AddressBook
+from node.finding.circuits import HOP
 from node.finding.contacts import Contacts
 from node.finding.relays import Nat, merged
 from node.guarding.guard import Guard
@@ -26,6 +27,7 @@ from node.network.links import Links
 from node.network.p2pd import CALL_S, DaemonConfig, P2pd, Serve
 from node.network.presence import Presence
 from node.network.redialling import Redialling
+from node.network.relaying import Relaying
 from node.network.setup import SwarmConfig
 from node.network.streams import Paced, PeerStream, Tap
 from node.ports import Announced, Handler, PeersChanged
@@ -285,6 +287,8 @@ class Swarm:
                 raise BadTransport("couldn't start p2pd: it took another identity")
             for protocol, handler in self._handlers.items():
                 await daemon.serve(protocol, self._served(protocol, handler))
+            if nat.flags(self._me)["relay"]:
+                await daemon.serve(HOP, Relaying(daemon, serve=nat.serve).hop)
             async with asyncio.TaskGroup() as jobs:
                 self._daemon, self._jobs, self._presence.visible = daemon, jobs, daemon.visible
                 told = self._presence.tell_dht(daemon, relays=bool(nat.relays))

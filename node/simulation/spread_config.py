@@ -12,9 +12,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ledger.charter import MAX_MEMBERS
 from node.config import nearest, read_text
 from node.errors import ConfigError
+from node.syncing.feeds import MAX_FEEDS
 
 _LIST: Final = Field(strict=False)  # TOML arrays arrive as lists, and we keep tuples
 Topology = Literal["neighbours", "ring", "full"]
@@ -27,7 +27,7 @@ class _Section(BaseModel):
 class Swarm(_Section):
     """How many nodes, in which shapes, and what is measured."""
 
-    sizes: Annotated[tuple[Annotated[int, Field(ge=3, le=MAX_MEMBERS)], ...], _LIST, Field(min_length=1)] = Field(
+    sizes: Annotated[tuple[Annotated[int, Field(ge=3, le=MAX_FEEDS)], ...], _LIST, Field(min_length=1)] = Field(
         default=(16, 64, 256, 1000), description="Members; each size is a swarm of its own."
     )
     topologies: Annotated[tuple[Topology, ...], _LIST, Field(min_length=1)] = Field(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import assert_never
@@ -41,6 +41,7 @@ from protocol.ids import CollectiveId, Digest, MemberId, PeerId
 
 MAX_ASKING = 64
 KEEP_S = 15.0  # how long a stream may stay silent between two requests
+_FEW = 4  # entries
 _CHUNK_RECORDS = 32  # read at a time, so that a feed of large bodies fills no memory
 
 
@@ -56,10 +57,14 @@ class Desk:
         binding: Binding,
         rules: SyncRules,
         met: Callable[[Binding], None],
+        coming: Callable[[MemberId, int, MemberId], Awaitable[None]],
     ) -> None:
-        """Serve from `store` and `blobs`, as the one of `binding`; `met` hears which verified peer speaks for which member."""
+        """Serve from `store` and `blobs`, as the one of `binding`; `met` hears which verified peer speaks for which member.
+
+        `coming(feed, start, asker)` waits a moment for entries from `start` on, if they are on their way to us.
+        """
         self._store, self._blobs, self._collective, self._binding = store, blobs, collective, binding
-        self._rules, self._met = rules, met
+        self._rules, self._met, self._coming = rules, met, coming
         self._asking: dict[MemberId, Binding] = {}
         self._boot = secrets.token_hex(8)  # a token of another life of this node is not known
         self.notes_sent = self.answers = 0
@@ -205,23 +210,31 @@ class Desk:
 
     # -- feeds -------------------------------------------------------------------------------------------------------
     async def _feed(self, stream: Stream, request: wire.FeedRequest, member: bool) -> None:
-        end = self._end(request.binding.member, member, request.member, request.start)
+        end = await self._end(request.binding.member, member, request.member, request.start)
         with self._rules.hold(stream.peer, wire.MAX_PAGE):
-            answer = await asyncio.to_thread(self._page, request.member, request.start, end)
+            answer = await self._read_page(request.member, request.start, end)
             await stream.write(answer)
 
     async def _range(self, stream: Stream, request: wire.RangeRequest, member: bool) -> None:
-        end = self._end(request.binding.member, member, request.member, request.start)
+        end = await self._end(request.binding.member, member, request.member, request.start)
         attach = request.attach if member and self._rules.serves(request.binding.member) else 0
         with self._rules.hold(stream.peer, wire.MAX_PAGE + attach):
-            answer = await asyncio.to_thread(self._page, request.member, request.start, end, attach)
+            answer = await self._read_page(request.member, request.start, end, attach)
             await stream.write(answer)
 
-    def _end(self, asker: MemberId, member: bool, feed: MemberId, start: int) -> int | None:
-        """Before which entry the asker must stop; None: nowhere."""
+    async def _end(self, asker: MemberId, member: bool, feed: MemberId, start: int) -> int | None:
+        """Before which entry the asker must stop; None: nowhere. A member may get what is just on its way to us."""
         end = None if member else self._rules.farewell(asker, feed)
         self._members_only(end is None or start < end)
+        if member:
+            await self._coming(feed, start, asker)
         return end
+
+    async def _read_page(self, member: MemberId, start: int, end: int | None, attach: int | None = None) -> bytes:
+        """In a thread, unless it is the newest few entries: handing over costs more than reading them."""
+        if self._store.length(self._collective, member) - start <= _FEW:
+            return self._page(member, start, end, attach)
+        return await asyncio.to_thread(self._page, member, start, end, attach)
 
     def _page(self, member: MemberId, start: int, end: int | None, attach: int | None = None) -> bytes:
         """The answer: a page, and with `attach` what is attached to it."""

@@ -39,6 +39,7 @@ _LONGEST_WAIT_S: Final = 30.0
 _STORE_FULL_S: Final = 5.0
 _NO_ROOM_S: Final = 5.0
 _HEDGE_S: Final = 1.0  # who has not answered by then is not waited for alone
+_COMING_S: Final = 0.8  # how long an asker may wait for what is coming: less than it waits for us
 _NEAR: Final = (
     4  # who is so many entries behind wants the blobs with them; who is further behind has better to do first
 )
@@ -81,7 +82,8 @@ class Feed:
     pulled: bool = False
     news: asyncio.Event = field(default_factory=asyncio.Event)
     claims: dict[PeerId, int] = field(default_factory=dict)
-    last_note: bytes = b""  # the last announcement of it
+    grown: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, when entries came
+    waiting: set[MemberId] = field(default_factory=set)  # who waits at our desk for what is coming
 
 
 class Feeds:
@@ -164,6 +166,27 @@ class Feeds:
         tree = self._parts.store.tree(self._parts.collective, head.member)
         return root_at(head.size, tree.nodes).hex() == head.root
 
+    async def coming(self, member: MemberId, start: int, asker: MemberId) -> None:
+        """Wait a moment for entry `start` of a feed if it is on its way to us, and we stand nearer to its author than `asker`.
+
+        Strictly nearer, so that nobody waits in a circle; once for each asker and feed. So pages run down from the author
+        as fast as the links are, and nobody has to come back for them.
+        """
+        feed, near = self._feeds.get(member), self._parts.neighbours.nearness
+        if feed is None or feed.frozen or not feed.pulled or feed.target <= start or asker in feed.waiting:
+            return
+        if near(member, self._parts.me) >= near(member, asker) or self.size(member) > start:
+            return
+        feed.waiting.add(asker)
+        try:
+            async with asyncio.timeout(_COMING_S):
+                while self.size(member) <= start and feed.pulled:
+                    await feed.grown.wait()
+        except TimeoutError:
+            pass
+        finally:
+            feed.waiting.discard(asker)
+
     # -- pulling -----------------------------------------------------------------------------------------------------
     def _begin(self, member: MemberId) -> None:
         feed = self._feeds[member]
@@ -193,6 +216,7 @@ class Feeds:
                         wait = min(wait * 2, _LONGEST_WAIT_S)
         finally:
             feed.pulled = False
+            _ring(feed)
 
     def _candidates(self, member: MemberId, feed: Feed) -> list[PeerId]:
         """Whom to ask, best first: who claims more than we hold, the quick, the author, then the nearest to it."""
@@ -250,7 +274,11 @@ class Feeds:
         near = self._feeds[member].target - start <= _NEAR and member != parts.me
         slow = rate is not None and rate < SLOW_RATE
         attach = ATTACH if parts.rules.attached is not None and near and not slow else 0
-        page, blobs = await parts.asker.range(peer, member, start, attach)
+        blobs: Sequence[bytes] = ()
+        if attach:
+            page, blobs = await parts.asker.range(peer, member, start, attach)
+        else:
+            page = await parts.asker.page(peer, member, start)
         return _Page(records=unverified(page.records), note=page.note, blobs=blobs)
 
     async def _took(self, task: asyncio.Future[_Page], peer: PeerId, member: MemberId, feed: Feed, start: int) -> bool:
@@ -304,6 +332,7 @@ class Feeds:
             feed.frozen = True
             return
         if fresh:
+            _ring(feed)
             log.info("event=records member=%s from=%d count=%d", member[:12], fresh[0].entry.header.seq, len(fresh))
             parts.rules.took(member, len(fresh), sum(_weight(record) for record in fresh))
             parts.rules.on_records(member, fresh)
@@ -320,6 +349,11 @@ class Feeds:
                 parts.blobs.take(named[0], data)
                 self.attached += 1
         return fresh
+
+
+def _ring(feed: Feed) -> None:
+    feed.grown.set()
+    feed.grown = asyncio.Event()
 
 
 def _weight(record: Record) -> int:

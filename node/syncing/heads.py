@@ -21,9 +21,10 @@ from node.syncing.exchange import NOT_SPOKEN, Asker
 from node.syncing.feeds import Feeds
 from protocol import fingerprints, wire
 from protocol.binding import Binding
-from protocol.ids import CollectiveId, Digest, MemberId, PeerId
+from protocol.ids import CollectiveId, MemberId, PeerId
 
 MAX_SKIPPED: Final = 1024
+_SALT_S: Final = 5.0  # how long one salt is used
 _ROUNDS: Final = 8  # answers in a row to one question that filled the list
 
 
@@ -50,12 +51,14 @@ class Heads:
         me: MemberId,
         wants: Callable[[MemberId], bool],
         salt: Callable[[], bytes],
+        clock: Callable[[], float],
     ) -> None:
-        """`salt` draws 8 bytes anew each time."""
+        """`salt` draws 8 bytes anew each time; `clock` in seconds."""
         self._store, self._collective, self._asker, self._feeds = store, collective, asker, feeds
         self._me, self._wants, self._salt = me, wants, salt
         self._peers: dict[PeerId, _Peer] = {}
-        self._vector: tuple[int, list[tuple[MemberId, int, Digest]]] = (-1, [])
+        self._clock = clock
+        self._prints: tuple[int, float, bytes] = (-1, 0.0, b"")  # change number of the store, until when, fingerprints
         self._prefix = f"fishernet/{collective}/".encode("ascii")
         self.notes = self.asked = 0
 
@@ -109,7 +112,7 @@ class Heads:
         if any(self._wanted(member) for member in known.skipped):
             known.token, known.skipped = "", set()  # what was passed over is asked for again
         if not known.old:
-            have = b"" if known.token else fingerprints.fingerprints(self._salt(), self._held())
+            have = b"" if known.token else self._fingerprints()
             try:
                 told = await self._asker.changes(peer, known.token, have)
             except PeerUnreachable as e:
@@ -121,16 +124,14 @@ class Heads:
         answer = await self._asker.heads(peer)
         return answer.binding, answer.notes, ""
 
-    def _held(self) -> list[tuple[MemberId, int, Digest]]:
-        """Our own head vector, read anew only when something was written."""
+    def _fingerprints(self) -> bytes:
+        """Those of our own heads; many peers met at once get the same ones. A feed that is still being pulled is left out."""
         number = self._store.changes(self._collective, 1 << 62)[1]
-        if self._vector[0] != number:
+        if self._prints[0] != number or self._clock() >= self._prints[1]:
             heads = self._store.heads(self._collective)
-            level = [
-                head for head in heads if self._feeds.size(head.member) >= head.size
-            ]  # not those still being pulled
-            self._vector = (number, [(head.member, head.size, head.root) for head in level])
-        return self._vector[1]
+            level = [(x.member, x.size, x.root) for x in heads if self._feeds.size(x.member) >= x.size]
+            self._prints = (number, self._clock() + _SALT_S, fingerprints.fingerprints(self._salt(), level))
+        return self._prints[2]
 
     async def _take(self, peer: PeerId, known: _Peer, notes: tuple[bytes, ...]) -> set[MemberId]:
         """Believe what is signed; the members whose feeds we do not want now."""

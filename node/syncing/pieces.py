@@ -159,7 +159,7 @@ class Pieces:
     def damaged(self) -> list[int]:
         """Forget the pieces that the disk does not give back as they came, and name them: nobody else's fault."""
         with self._lock:
-            bad = [i for i, crc in self._crcs.items() if zlib.crc32(self.read(i)) != crc]
+            bad = [i for i, known in self._crcs.items() if zlib.crc32(self.read(i)) != known]
             for index in bad:
                 del self._crcs[index], self._givers[index]
             if bad:
@@ -231,10 +231,10 @@ class Pieces:
 
     def _take_up(self, claimed: dict[int, tuple[int, PeerId]]) -> None:
         for index in sorted(claimed):
-            crc, giver = claimed[index]
+            known, giver = claimed[index]
             data = self.read(index)
-            if len(data) == length_of(index, self.size) and zlib.crc32(data) == crc:
-                self._crcs[index], self._givers[index] = crc, giver
+            if len(data) == length_of(index, self.size) and zlib.crc32(data) == known:
+                self._crcs[index], self._givers[index] = known, giver
                 if index == self._hashed:
                     self._advance(index, data)
 

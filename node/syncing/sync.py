@@ -24,6 +24,7 @@ from ledger.store import Store
 from node.errors_network import OutdatedPeer, PeerBanned
 from node.finding.backoff import HOSTILE_S, Backoff
 from node.ports import Network
+from node.syncing.announcing import Announcing
 from node.syncing.blobs import BlobStore
 from node.syncing.desk import Desk
 from node.syncing.directory import Directory
@@ -52,7 +53,10 @@ _ASKS_AT_ONCE = 16
 _PATIENCE_S = 2.0  # after that a question goes on, and its place is free for others
 _ABSENT_S = 3.0
 _LOOK_S = 0.5
-_AGAIN_S = 60.0  # an unchanged head is announced again at most so often
+_AGAIN_S = (
+    60.0  # an unchanged head is announced again at most so often; where there are more members than `_MANY`, seldomer
+)
+_MANY = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +96,6 @@ class Sync:
         self._asker = Asker(network, collective, self._binding, clock=clock)
         self._directory = Directory(network.peer)
         self._meeting = Meeting(rng=self._rng, clock=clock, member_of=self._known_member)
-        self._desk = Desk(store, blobs, collective=collective, binding=self._binding, rules=rules, met=self.met)
         self._fetcher = Fetcher(
             self._asker,
             blobs,
@@ -119,6 +122,15 @@ class Sync:
                 trouble=self._trouble,
             )
         )
+        self._desk = Desk(
+            store,
+            blobs,
+            collective=collective,
+            binding=self._binding,
+            rules=rules,
+            met=self.met,
+            coming=self._feeds.coming,
+        )
         self._heads = Heads(
             store=store,
             collective=collective,
@@ -127,13 +139,16 @@ class Sync:
             me=me,
             wants=self._wants,
             salt=lambda: self._rng.randbytes(fingerprints.SALT),
+            clock=clock,
+        )
+        self._announcing = Announcing(
+            store, network, collective, me, clock=clock, rng=self._rng, members=lambda: len(self._feeds.items())
         )
         self._asked: dict[PeerId, None] = {}  # questions under way
         self._bound: Mapping[PeerId, MemberId] = {}
         self._jobs: asyncio.TaskGroup | None = None
         self._slots = asyncio.Semaphore(_ASKS_AT_ONCE)
         self._changed = asyncio.Event()
-        self._announced, self._announce_again = b"", 0.0
         self._last_error = ""
         self._desk.open(network)
         network.subscribe(wire.topic(collective), self._heard)
@@ -160,7 +175,7 @@ class Sync:
                     for peer in self._meeting.drawn(connected, self._asked):
                         self._ask(peer)
                     self._asker.lines.expire()
-                    await self._announce_now(again=True)
+                    await self._announcing.now(again=True)
                     await asyncio.sleep(self._heads_every_s)
         finally:
             self._jobs = None
@@ -169,7 +184,7 @@ class Sync:
 
     async def announce(self) -> bool:
         """Publish our own newest head if it is new; call it after every append. False when it was dropped."""
-        return await self._announce_now(again=False)
+        return await self._announcing.now(again=False)
 
     async def want_blob(
         self,
@@ -354,19 +369,6 @@ class Sync:
         except Refused:
             return  # gossip names no sender to blame
         self._feeds.reach_for(member, head.size)
-
-    async def _announce_now(self, *, again: bool) -> bool:
-        heads = self._store.heads(self._collective, self._binding.member)
-        if not heads:
-            return False
-        note, now = heads[0].note, self._clock()
-        if note == self._announced and not (again and now >= self._announce_again):
-            return True
-        if not await self._network.publish(wire.topic(self._collective), note):
-            return False
-        every = max(_AGAIN_S, float(len(self._directory.members())))
-        self._announced, self._announce_again = note, now + every * self._rng.uniform(0.75, 1.25)
-        return True
 
     # -- small things ------------------------------------------------------------------------------------------------
     def _members_answered(self) -> frozenset[PeerId]:

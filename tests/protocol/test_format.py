@@ -373,18 +373,20 @@ def make_wire():
         wire.ChangesRequest(collective=COLLECTIVE, binding=bound, since="t-1", have=prints_of(feed)),
         wire.PartRequest(collective=COLLECTIVE, binding=bound, digest=digest(b"blob"), offset=1024, length=512),
         wire.HaveRequest(collective=COLLECTIVE, binding=bound, digests=(digest(b"blob"), digest(b"another"))),
+        wire.RangeRequest(collective=COLLECTIVE, binding=bound, member=MEMBERS["ada"], start=7, attach=4096),
     ]
     heads = wire.HeadsAnswer(binding=bound, notes=(feed[0]["note"].encode(),))
     changes = wire.ChangesAnswer(binding=bound, token="t-2", notes=(feed[1]["note"].encode(),))
     return {
         "topic": wire.topic(COLLECTIVE),
-        "protocols": [wire.HEADS, wire.FEED, wire.BLOB, wire.CHANGES, wire.PART, wire.HAVE],
+        "protocols": [wire.HEADS, wire.FEED, wire.BLOB, wire.CHANGES, wire.PART, wire.HAVE, wire.RANGE],
         "binding": bound.to_json(),
         "requests": [wire.frame(request.to_bytes()).hex() for request in requests],
         "heads": wire.answer(heads.to_bytes()).hex(),
         "changes": wire.answer(changes.to_bytes()).hex(),
         "have": wire.answer(wire.bitmap([i % 3 == 0 for i in range(10)])).hex(),
         "page": wire.answer(page.to_bytes()).hex(),
+        "attached": wire.attached([b"blob", b""]).hex(),
         "blob": wire.answer(wire.blob_size(123456)).hex(),
         "refusal": wire.refusal("not-a-member").hex(),
     }
@@ -565,7 +567,9 @@ def test_frames_are_read_the_same_by_a_second_reader():
     second_reader.check(bound["member"], "peer-binding", statement, base64.b64decode(bound["by_member"]))
     second_reader.check(bound["transport"], "peer-binding", statement, base64.b64decode(bound["by_transport"]))
     assert bound["peer"] == second_reader.peer_id(bound["transport"])
-    for data, ask in zip(vector["requests"], ("heads", "feed", "blob", "changes", "part", "have"), strict=True):
+    for data, ask in zip(
+        vector["requests"], ("heads", "feed", "blob", "changes", "part", "have", "range"), strict=True
+    ):
         (payload,) = second_reader.frames(bytes.fromhex(data))
         request = json.loads(payload)
         assert second_reader.canonical(request) == payload
@@ -594,5 +598,7 @@ def test_frames_are_read_the_same_by_a_second_reader():
     assert note == feed[2]["note"].encode()
     assert whole == b"\x01" + struct.pack(">I", len(lines[0])) + lines[0] + SALT + feed[0]["body"].encode()
     assert erased == b"\x00" + struct.pack(">I", len(lines[1])) + lines[1]
+    (attached,) = second_reader.frames(bytes.fromhex(vector["attached"]))
+    assert second_reader.frames(attached) == [b"blob", b""]
     assert second_reader.frames(bytes.fromhex(vector["blob"])) == [b"\x00" + struct.pack(">Q", 123456)]
     assert second_reader.frames(bytes.fromhex(vector["refusal"])) == [b"\x01not-a-member"]

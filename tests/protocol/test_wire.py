@@ -11,6 +11,7 @@ from nacl.signing import SigningKey
 
 from protocol import binding, canon, fingerprints, wire
 from protocol.errors import Malformed, NotCanonical, Refused, TooLarge
+from protocol.frames import unpack
 from protocol.ids import CollectiveId, Digest, MemberId
 
 BOUND = binding.verify(binding.make(SigningKey(b"\1" * 32), SigningKey(b"\2" * 32)))
@@ -21,6 +22,9 @@ REQUESTS = [
     wire.BlobRequest(collective=COLLECTIVE, binding=BOUND, digest=Digest("ef" * 32), offset=2**40),
     wire.ChangesRequest(collective=COLLECTIVE, binding=BOUND, since="a-1", have=bytes(fingerprints.SIZE)),
     wire.ChangesRequest(collective=COLLECTIVE, binding=BOUND),
+    wire.RangeRequest(
+        collective=COLLECTIVE, binding=BOUND, member=MemberId("cd" * 32), start=7, attach=wire.MAX_ATTACHED
+    ),
     wire.PartRequest(collective=COLLECTIVE, binding=BOUND, digest=Digest("ef" * 32), offset=2**40, length=1),
     wire.HaveRequest(collective=COLLECTIVE, binding=BOUND, digests=(Digest("ef" * 32), Digest("01" * 32))),
 ]
@@ -32,6 +36,7 @@ PARSERS = [
     wire.parse_blob_size,
     wire.open_answer,
     lambda data: wire.parse_bitmap(data, 9),
+    lambda data: wire.parse_attached(data, 3),
 ]
 
 lines = st.binary(min_size=1, max_size=200)
@@ -84,7 +89,7 @@ def test_most_digests_fit_and_one_more_is_refused():
     assert len(wire.parse_request(asked(1024), max_bytes=wire.max_request(wire.HAVE)).digests) == 1024
     with pytest.raises(Malformed):
         wire.parse_request(asked(1025), max_bytes=wire.max_request(wire.HAVE))
-    for protocol in (wire.HEADS, wire.FEED, wire.BLOB, wire.CHANGES, wire.PART):
+    for protocol in (wire.HEADS, wire.FEED, wire.BLOB, wire.CHANGES, wire.RANGE, wire.PART):
         with pytest.raises(TooLarge):
             wire.parse_request(asked(1024), max_bytes=wire.max_request(protocol))
 
@@ -99,6 +104,17 @@ def test_bitmap_parses_back_and_has_one_spelling(held):
     if len(held) % 8:
         with pytest.raises(Malformed):
             wire.parse_bitmap(raw[:-1] + bytes([raw[-1] | 0x80]), len(held))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.binary(max_size=300), max_size=20))
+def test_attachments_parse_back_one_for_each_record(blobs):
+    (frame,) = unpack(wire.attached(blobs), max_items=1, max_item=wire.max_attached(20 * 300))
+    assert wire.parse_attached(frame, len(blobs)) == blobs
+    for wrong in (len(blobs) + 1, len(blobs) - 1):
+        if wrong >= 0:
+            with pytest.raises(Refused):
+                wire.parse_attached(frame, wrong)
 
 
 heads_held = st.dictionaries(
@@ -160,6 +176,8 @@ def test_request_with_another_field_or_spelling_is_refused(request_):
         ("start", -1),
         ("start", True),
         ("offset", "0"),
+        ("attach", -1),
+        ("attach", wire.MAX_ATTACHED + 1),
         ("length", 0),
         ("length", wire.MAX_PART + 1),
         ("since", "a b"),

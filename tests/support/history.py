@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,5 +106,3 @@ def node_of(post: Post, name: str, *, holds: bool = True, peers: Sequence[Node] 
     if rows:
         add_rows(node, sentences(name))
     return node
-
-

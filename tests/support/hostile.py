@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import os
 import random
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from peers import COLLECTIVE, Home, Node, Running
 
@@ -15,6 +18,7 @@ from node.guarding.growth import Growth
 from node.guarding.guard import Guard, Limits
 from node.syncing.exchange import read_frame
 from protocol import binding, wire
+from protocol.addresses import port
 from protocol.errors import Refused
 from protocol.ids import Digest, digest
 
@@ -54,6 +58,7 @@ def requests(bound: binding.Binding, member: str, blob: str) -> dict[str, wire.R
         wire.HEADS: wire.HeadsRequest(**who),
         wire.CHANGES: wire.ChangesRequest(**who, since="", have=b""),
         wire.FEED: wire.FeedRequest(**who, member=member, start=0),
+        wire.RANGE: wire.RangeRequest(**who, member=member, start=0, attach=1 << 16),
         wire.BLOB: wire.BlobRequest(**who, digest=Digest(blob), offset=0),
         wire.PART: wire.PartRequest(**who, digest=Digest(blob), offset=0, length=10),
         wire.HAVE: wire.HaveRequest(**who, digests=(Digest(blob),)),
@@ -108,3 +113,76 @@ async def noise(port: int, count: int, *, size: int = 4096) -> None:
                     writer.close()
 
     await asyncio.gather(*(one(n) for n in range(count)))
+
+
+# -- processes of their own, so that memory and processor time can be told apart -----------------------------------------------
+async def stand(folder: Path) -> None:
+    """A node to be attacked: prints its address and what it weighs, then serves until it is killed."""
+    members = [Home(folder / "victim", name) for name in "abc"]
+    async with guarded(members[0], members) as node:
+        for n in range(300):
+            node.append(n=n, text="x" * 500)
+        blob = node.blobs.put(bytes(4 << 20))
+        print(node.address, node.pid, blob, flush=True)
+        while True:
+            await asyncio.sleep(1)
+            print(node.swarm.guard.status(), flush=True)
+
+
+async def attack(folder: Path, address: str, blob: str, seconds: float) -> None:
+    """Everything at once, for some seconds: a stranger, a member that turned, and noise on the port."""
+    stranger, turned, own = Home(folder / "attack", "x"), Home(folder / "attack", "c"), Home(folder / "attack", "a")
+    from peers import swarm_of
+
+    x, c = swarm_of(stranger), swarm_of(turned)
+    end, rng = time.monotonic() + seconds, random.Random(3)
+    counts: dict[str, int] = dict.fromkeys(("thrown", "asked", "held", "gossip", "noise"), 0)
+    async with x, c:
+        peer = await x.swarm.dial(address)
+        await c.swarm.dial(address)
+        pieces = list(garbage(rng, binding.verify(stranger.binding), binding.verify(turned.binding), own.member))
+        good = requests(binding.verify(turned.binding), own.member, blob)
+
+        async def again(what: str, pause: float, do) -> None:
+            while time.monotonic() < end:
+                with contextlib.suppress(PeerUnreachable, StreamEnded, Refused, TimeoutError):
+                    await do()
+                counts[what] += 1
+                await asyncio.sleep(pause)
+
+        async def thrown() -> None:
+            protocol = rng.choice((*wire.KINDS, *LIBP2P))
+            await throw(x, peer, protocol, rng.choice(pieces), wait_s=0.1)
+
+        async def asked() -> None:  # as a member may, as fast as it can
+            kind = rng.choice(list(good))
+            await throw(c, peer, kind, wire.frame(good[kind].to_bytes()), wait_s=1)
+
+        async def held() -> None:  # asks for a whole page or blob and reads nothing of it
+            async with c.swarm.open(peer, wire.BLOB) as stream:
+                await stream.write(wire.frame(good[wire.BLOB].to_bytes()))
+                await asyncio.sleep(5)
+
+        async def gossip() -> None:
+            await rng.choice((x, c)).swarm.publish(wire.topic(COLLECTIVE), rng.randbytes(1000))
+
+        async with asyncio.TaskGroup() as jobs:
+            for what, do, many, pause in (
+                ("thrown", thrown, 16, 0.0),
+                ("asked", asked, 16, 0.0),
+                ("held", held, 40, 0.0),
+                ("gossip", gossip, 2, 0.005),
+                ("noise", lambda: noise(port(address.partition("/p2p/")[0]), 10), 2, 0.05),
+            ):
+                for _ in range(many):
+                    jobs.create_task(again(what, pause, do))
+    print(counts, flush=True)
+
+
+if __name__ == "__main__":
+    role, place, *rest = sys.argv[1:]
+    with contextlib.suppress(KeyboardInterrupt):
+        if role == "stand":
+            asyncio.run(stand(Path(place)))
+        else:
+            asyncio.run(attack(Path(place), rest[0], rest[1], float(rest[2])))
