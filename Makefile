@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Hundreds of short Python processes start in the tests; compiling the package anew in each of them would cost minutes.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup check test test-slow test-swarm demo bench lock clean
+.PHONY: setup check test fuzz test-slow test-swarm demo bench lock clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,10 @@ test-slow: setup
 # Real nodes in network namespaces under churn, for a quarter of an hour; needs root and a machine that does nothing else.
 test-swarm: setup
 	$(BIN)/python -m pytest -m slow tests/swarm
+
+# A million inputs for every parser together that reads bytes of others: ten minutes of one core.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz
 
 demo: setup
 	$(BIN)/fishernet demo

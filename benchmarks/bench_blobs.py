@@ -13,6 +13,7 @@ import asyncio
 import cProfile
 import json
 import pstats
+import random
 import resource
 import statistics
 import subprocess
@@ -48,9 +49,8 @@ async def serve(folder: Path, number: int, made: list[int]) -> None:
 
 def blob(number: int, size: int) -> bytes:
     """The same bytes in every process."""
-    import random
-
-    return random.Random(number).randbytes(size)  # noqa: S311
+    noise = random.Random(number)  # noqa: S311
+    return b"".join(noise.randbytes(min(1 << 20, size - at)) for at in range(0, size, 1 << 20))
 
 
 class Donor:

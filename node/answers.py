@@ -6,7 +6,8 @@ Looks at the parts and changes none but by their own methods. Invariant: nothing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Final
 
 from ledger.cuts import Cut
 from node import control
@@ -18,8 +19,13 @@ from node.logs import Logs
 from node.parts import Parts
 from node.reloading import Reloading
 from node.serving.front import Front
+from protocol import addresses
 from protocol.canon import Json
+from protocol.errors import FishernetError
 from protocol.ids import MemberId, PeerId
+
+_LOOK_S: Final = 3.0
+_MOST_LOOKS: Final = 8
 
 
 class Answers:
@@ -119,6 +125,52 @@ class Answers:
         """Who is connected now, and which member each speaks for, as far as it showed."""
         return {peer: self._parts.sync.member_of(peer) for peer in sorted(self._parts.swarm.peers())}
 
+    async def look(self) -> dict[str, Json]:
+        """What `fishernet doctor` needs to know: how this node stands, and what up to eight members see of it now."""
+        parts = self._parts
+        swarm, sync = parts.swarm.status(), parts.sync.status()
+        ports = [address.rsplit("/", 1)[1] for address in parts.session.config.network.listen]
+        numbers = [p for p in dict.fromkeys(int(port) for port in ports) if p] or _ports(parts.swarm.addresses())
+        return {
+            "ready": self.settled.is_set(),
+            "network": parts.swarm.ready.is_set(),
+            "network_error": swarm["last_error"],
+            "relays": swarm["relays"],
+            "paused": parts.seat.paused,
+            "full": parts.seat.full,
+            "peers": self._peers(),
+            "feeds": sync["feeds"],
+            "quarantined": sync["quarantined"],
+            "sync_error": sync["last_error"],
+            "bans": [{"who": ban.who, "why": ban.why} for ban in parts.guard.bans()],
+            "attempt": parts.council.attempt,
+            "lines_lost": self._logs.status()["lines_lost"],
+            "ports": list(numbers),
+            "looks": await self._looks(numbers),
+        }
+
+    async def _looks(self, ports: Sequence[int]) -> list[Json]:
+        """Each asked member's answer; who gives none in time is left out."""
+        fold = self._parts.seat.fold
+        names = {member.id: member.name for member in fold.charter.members} if fold.known else {}
+
+        async def one(peer: PeerId, name: str) -> Json:
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    seen = await self._parts.looking.ask(peer, ports)
+            except (FishernetError, OSError):  # a TimeoutError is an OSError
+                return None
+            return {
+                "name": name,
+                "offset_ms": seen.offset_ms,
+                "rtt_ms": seen.rtt_ms,
+                "address": seen.address,
+                "opens": list(seen.opens),
+            }
+
+        asked = [(peer, names[who]) for peer, who in self.linked().items() if who in names][:_MOST_LOOKS]
+        return [each for each in await asyncio.gather(*(one(peer, name) for peer, name in asked)) if each is not None]
+
     # -- what is -----------------------------------------------------------------------------------------------------
     def status(self) -> dict[str, Json]:
         """What only the running daemon knows."""
@@ -154,3 +206,8 @@ class Answers:
     def asking(self) -> list[Json]:
         """Nodes without a seat that asked lately."""
         return [{"member": member, "peer": bound.peer} for member, bound in self._parts.sync.asking().items()]
+
+
+def _ports(full: Sequence[str]) -> list[int]:
+    """The ports of our own addresses, where the system chose them."""
+    return list(dict.fromkeys(addresses.port(addresses.split(each)[0]) for each in full))

@@ -233,6 +233,12 @@ async def _reload(session: Session, _args: Args) -> Json:
     return session.daemon.reload()
 
 
+async def _look(session: Session, _args: Args) -> Json:
+    if session.daemon is None:
+        raise DaemonDown("couldn't ask members: no daemon runs", hint="fishernet up")
+    return await session.daemon.look()
+
+
 async def _restart(session: Session, _args: Args) -> Json:
     if session.daemon is None:
         raise DaemonDown("couldn't restart: no daemon runs", hint="fishernet up")
@@ -311,6 +317,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     **storing.COMMANDS,
     "config.reload": _reload,
     "restart": _restart,
+    "doctor.look": _look,
     "forget": _forget,
     "forget.state": _forget_state,
     "forget.bundle": _forget_bundle,
@@ -334,4 +341,4 @@ READING: Final = frozenset(
         *storing.READING,
     }
 )
-LIVE: Final = frozenset({"train.now", "measure", "config.reload", "restart"})
+LIVE: Final = frozenset({"train.now", "measure", "config.reload", "restart", "doctor.look"})

@@ -28,6 +28,7 @@ from node.errors import NotAllowed
 from node.guarding.growth import FeedRates, Growth, rates_of
 from node.guarding.guard import Guard
 from node.guarding.limits import Limits, limits_of
+from node.network.looking import Looking
 from node.network.streams import Tap
 from node.network.swarm import Swarm, SwarmConfig
 from node.sections import Limits as LimitsSection
@@ -61,6 +62,7 @@ class Parts:
     banning: Banning
     swarm: Swarm
     sync: Sync
+    looking: Looking
     holdings: Holdings
     keeper: Keeper
     replay: Replay
@@ -187,6 +189,9 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
         ),
     )
     guard.member_of = sync.member_of
+    looking = Looking(
+        swarm, where=swarm.where, allowed=lambda peer: (who := sync.member_of(peer)) is not None and seat.may_read(who)
+    )
     keeper = Keeper(seat, blobs, lambda: session.config.storage, sync.survey, now_ms=seat.now_ms)
     holdings = Holdings(seat, blobs, sync, blob_arrived, admits=keeper.admits)
     replay = Replay(seat.fold, holdings.read)
@@ -210,6 +215,7 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
         banning=Banning(seat),
         swarm=swarm,
         sync=sync,
+        looking=looking,
         holdings=holdings,
         keeper=keeper,
         replay=replay,

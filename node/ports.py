@@ -385,3 +385,7 @@ class Running(Protocol):
     def restart(self) -> Callable[[], None]:
         """End this daemon and start it anew, a moment later."""
         ...
+
+    async def look(self) -> dict[str, Json]:
+        """How this node stands, and what members see of it."""
+        ...

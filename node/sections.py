@@ -74,7 +74,7 @@ class Network(Section):
     )
     serve_relay: bool = Field(
         default=False,
-        description="Be such a node, for anybody who reaches this one: at most 256 nodes, 64 connections each, 30 min, 4 GiB.",
+        description="Be such a node, for anybody who reaches this one: at most 256 nodes and 512 connections, 64 of one node.",
     )
     autonat: bool = Field(
         default=True,

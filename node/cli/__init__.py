@@ -5,6 +5,7 @@
     collective.py  collective create | show | invite | approve | join | amend | requests
     data.py        data add | list | show          model.py   model add | list          settings.py  config show | check | set | reload
     storage.py     storage | storage prune
+    doctor.py      doctor
     backup.py      backup | restore
     peer.py        peer list | add | remove | ban | unban
     key.py         key show | rotate | revoke | propose | backup | restore       api_keys.py   key api add | list | revoke
@@ -71,6 +72,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {  # in the order of a first ses
     "demo": ("roots", "demo", "Let three nodes on this machine improve one model together."),
     "backup": ("backup", "backup", "Copy a node into one file, also while it runs."),
     "restore": ("backup", "restore", "Put a copy back: into a new home, or where files are damaged."),
+    "doctor": ("doctor", "doctor", "Look for what may be wrong, and name cause and cure."),
     "completion": ("roots", "completion", "Print the completion script of a shell."),
     "version": ("roots", "version", "Print versions."),
 }

@@ -9,6 +9,7 @@ forgotten, and what was dropped for want of room, is not fetched again as histor
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 from collections.abc import Callable, Iterable
 from itertools import count
@@ -49,6 +50,8 @@ class Holdings:
         self._fetching: dict[Digest, asyncio.Task[None]] = {}
         self._ranks: dict[Digest, Rank] = {}
         self._line: dict[Digest, tuple[Contribution, int]] = {}  # whose turn has not come, with the order of calls
+        self._turns: list[tuple[Rank, int, Digest]] = []  # a heap of them; what was hurried is in it twice
+        self._history = 0  # of those being fetched
         self._numbers = count()
         self._former: tuple[int, dict[EventId, Contribution]] = (0, {})
         self.jobs: asyncio.TaskGroup | None = None
@@ -84,11 +87,15 @@ class Holdings:
             if urgency >= Rank.HISTORY and not self._admits(digest, contribution.size):
                 continue
             known = self._ranks.get(digest)
-            if known is None and len(self._line) < MOST_IN_LINE:
+            if known is None and len(self._line) >= MOST_IN_LINE:
+                continue
+            if known is None:
                 self._line[digest] = (contribution, next(self._numbers))
             if known is None or urgency < known:
                 self._ranks[digest] = urgency
-                if digest in self._fetching:
+                if digest in self._line:
+                    heapq.heappush(self._turns, (urgency, self._line[digest][1], digest))
+                else:
                     self._sync.hurry_blob(digest, urgency)
         self._start()
 
@@ -121,31 +128,27 @@ class Holdings:
 
     def _start(self) -> None:
         """Let the most urgent ones of the line begin, in the order of calls."""
-        if self.jobs is None or not self._line:
-            return
-        history = sum(self._ranks[d] >= Rank.HISTORY for d in self._fetching)
-        for digest in sorted(self._line, key=lambda d: (self._ranks[d], self._line[d][1])):
-            slow = self._ranks[digest] >= Rank.HISTORY
-            if len(self._fetching) >= AT_ONCE or (slow and history >= HISTORY_AT_ONCE):
+        while self.jobs is not None and self._turns and len(self._fetching) < AT_ONCE:
+            rank, _, digest = self._turns[0]
+            idle = rank >= Rank.HISTORY
+            if digest in self._line and idle and self._history >= HISTORY_AT_ONCE:
                 return
-            history += slow
-            contribution, _ = self._line.pop(digest)
-            self._fetching[digest] = self.jobs.create_task(self._fetch(contribution))
+            heapq.heappop(self._turns)
+            if digest in self._line:  # else it began when it was hurried
+                contribution, _ = self._line.pop(digest)
+                self._history += idle
+                self._fetching[digest] = self.jobs.create_task(self._fetch(contribution, rank))
 
-    async def _fetch(self, contribution: Contribution) -> None:
-        digest = contribution.blob
+    async def _fetch(self, contribution: Contribution, rank: Rank) -> None:
+        digest, size = contribution.blob, contribution.size
         try:
-            await self._sync.want_blob(
-                digest,
-                contribution.size,
-                prefer=[contribution.member],
-                max_bytes=self._most(),
-                rank=self._ranks[digest],
-            )
+            prefer = [contribution.member]
+            await self._sync.want_blob(digest, size, prefer=prefer, max_bytes=self._most(), rank=rank)
             self._arrived()
         except FishernetError as e:
             log.warning("event=blob-not-fetched blob=%s code=%s cause=%s", digest[:12], e.code, e)
         finally:
             self._fetching.pop(digest, None)
             self._ranks.pop(digest, None)
+            self._history -= rank >= Rank.HISTORY
             self._start()

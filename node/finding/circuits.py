@@ -1,8 +1,7 @@
 """The messages of libp2p's circuit relay v2, as far as a relay needs them: bytes in, values out. Knows no network.
 
 Protocol buffers of https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md, each behind its length as a varint. Unknown
-fields are skipped, as protocol buffers ask. Invariant: at most `MAX_MESSAGE` bytes are looked at, and a message that is read names
-a type and, where it has to, an Ed25519 peer.
+fields are skipped, as protocol buffers ask. Invariant: a message that is read names a type and, where it has to, an Ed25519 peer.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def status(code: int) -> bytes:
 
 
 def reserved(expires: int) -> bytes:
-    """A relay's answer to a reservation, which ends at `expires` (s since 1970). Without a limit: of time and bytes it has none."""
+    """A relay's answer to a reservation, which ends at `expires` (s since 1970); it states no limit of time or bytes."""
     return _framed(_number(1, _HOP_STATUS) + _bytes(3, _number(1, expires)) + _number(5, OK))
 
 

@@ -158,6 +158,16 @@ class Guard:
             wait = max(wait, self._crowd.bucket(kind, "", now).pay(amount, now))
         return wait
 
+    def answers(self, peer: PeerId, protocol: str, *, known: bool) -> bool:
+        """Whether one call of `peer` (of the DHT, say) is looked at."""
+        if self.banned(peer):
+            self._counts["refused_banned"] += 1
+            return False
+        if not self._take(peer, protocol, "requests", 1, known):
+            self._refuse(peer, known, "requests")
+            return False
+        return True
+
     def hears(self, origin: PeerId, *, known: bool) -> bool:
         """Whether an announcement made by `origin` is looked at; one that is dropped costs a look at the next heads."""
         if self.banned(origin) or not self._take(origin, "", "gossip", 1, known):

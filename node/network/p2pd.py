@@ -55,6 +55,7 @@ class DaemonConfig:
     run_dir: Path
     seal: rendezvous.Seal
     nat: Nat = field(default_factory=Nat)
+    answers: Callable[[PeerId, str], bool] = lambda _peer, _protocol: True  # whether a call of the DHT may be looked at
 
 
 class _Process(P2P):  # type: ignore[misc]
@@ -65,10 +66,21 @@ class _Process(P2P):  # type: ignore[misc]
     _client_listen_maddr: Any = None
     born: list[_Process]
     flags: dict[str, str | int]
+    answers: Callable[[PeerId, str], bool]
 
     def __init__(self) -> None:
         super().__init__()
         self.born.append(self)  # so that a start that is cut short leaves no process
+
+    async def add_protobuf_handler(self, name: str, handler: Any, kind: Any, **kwargs: Any) -> None:
+        """The handlers of the DHT pass the same gate as our own."""
+
+        async def gated(request: Any, context: Any) -> Any:
+            if not self.answers(PeerId(context.remote_id.to_base58()), name):
+                raise P2PDaemonError("too many calls")
+            return await handler(request, context)
+
+        await super().add_protobuf_handler(name, gated, kind, **kwargs)
 
     @classmethod
     def _make_process_args(cls, *args: object, **kwargs: Any) -> list[str]:
@@ -95,7 +107,8 @@ class P2pd:
         """
         prefix = f"/unix{config.run_dir.absolute()}/"
         flags = config.nat.flags(config.seal.peer)
-        kind = type("_Life", (_Process,), {"_UNIX_SOCKET_PREFIX": prefix, "born": [], "flags": flags})
+        own = {"_UNIX_SOCKET_PREFIX": prefix, "born": [], "flags": flags, "answers": staticmethod(config.answers)}
+        kind = type("_Life", (_Process,), own)
         try:
             async with asyncio.timeout(_START_S):
                 process: _Process = await kind.create(  # type: ignore[attr-defined]
@@ -158,6 +171,11 @@ class P2pd:
     async def _peers(self) -> frozenset[PeerId]:
         async with self._control("LIST_PEERS") as (response, _, _):
             return frozenset(name_of(peer.id) for peer in response.peers)
+
+    async def where(self, peer: PeerId) -> tuple[str, ...]:
+        """The far ends of our connections with `peer`, as we see them."""
+        async with asyncio.timeout(CALL_S), self._control("LIST_PEERS") as (response, _, _):
+            return tuple(a for found in response.peers if name_of(found.id) == peer for a in _texts(found.addrs))
 
     async def seen_at(self) -> tuple[str, ...]:
         """Where we can be dialled as p2pd knows by now: addresses it listens on, and circuits of its reservations."""

@@ -12,9 +12,11 @@ import contextlib
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from node.errors_network import NetworkError
 from node.finding import circuits
+from node.guarding.guard import Guard
 from node.network.p2pd import P2pd, binary, name_of
 from protocol.errors import Malformed
 from protocol.ids import PeerId
@@ -30,9 +32,9 @@ _COPY = 64 * 1024
 class Relaying:
     """The relay of one life of p2pd."""
 
-    def __init__(self, daemon: P2pd, *, serve: bool) -> None:
-        """Join peers when `serve`, else refuse."""
-        self._daemon, self._serves = daemon, serve
+    def __init__(self, daemon: P2pd, guard: Guard, trusted: Callable[[PeerId], bool], *, serve: bool) -> None:
+        """Join peers when `serve`, else refuse; `guard` bounds who asks how often, and keeps the banned out."""
+        self._daemon, self._guard, self._trusted, self._serves = daemon, guard, trusted, serve
         self._places: dict[PeerId, float] = {}
         self._circuits: Counter[PeerId] = Counter()
 
@@ -43,8 +45,11 @@ class Relaying:
     async def hop(self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer what `peer` asks, and stay for as long as its circuit lasts."""
         try:
-            async with asyncio.timeout(_MESSAGE_S):
-                asked = circuits.read_asked(await _read(reader))
+            with self._guard.stream(peer, circuits.HOP, known=self._trusted(peer)) as free:
+                if not free:
+                    return
+                async with asyncio.timeout(_MESSAGE_S):
+                    asked = circuits.read_asked(await _read(reader))
             if not self._serves:
                 writer.write(circuits.status(circuits.PERMISSION_DENIED))
             elif asked.kind == circuits.RESERVE:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -23,13 +22,13 @@ from node.finding.contacts import Contacts
 from node.finding.relays import Nat, merged
 from node.guarding.guard import Guard
 from node.network import endpoints
-from node.network.links import Links
-from node.network.p2pd import CALL_S, DaemonConfig, P2pd, Serve
+from node.network.p2pd import DaemonConfig, P2pd
 from node.network.presence import Presence
 from node.network.redialling import Redialling
 from node.network.relaying import Relaying
+from node.network.serving import Streams
 from node.network.setup import SwarmConfig
-from node.network.streams import Paced, PeerStream, Tap
+from node.network.streams import PeerStream, Tap
 from node.ports import Announced, Handler, PeersChanged
 from protocol import addresses as multiaddrs
 from protocol.canon import Json
@@ -70,14 +69,13 @@ class Swarm:
         self._handlers: dict[str, Handler] = {}
         self._topics: dict[str, list[Announced]] = {}
         self._watchers: list[PeersChanged] = []
-        self._streams: set[PeerStream] = set()
-        self._serving: set[asyncio.Task[None]] = set()
-        self.links = Links()
+        self._streams = Streams(self.guard, self._contacts.trusted, tap)
         self._daemon: P2pd | None = None
+        self._relaying: Relaying | None = None
         self._jobs: asyncio.TaskGroup | None = None
         self._connected: frozenset[PeerId] = frozenset()
         self._renew = asyncio.Event()
-        self._lives = self._dropped = self._handler_errors = 0
+        self._lives = self._dropped = 0
         self._last_error = ""
         self.ready = asyncio.Event()
 
@@ -93,7 +91,7 @@ class Swarm:
 
     def rate(self, peer: PeerId) -> float | None:
         """Bytes a second that one stream of `peer` brought lately; None: not measured."""
-        return self.links.rate(peer)
+        return self._streams.links.rate(peer)
 
     def addresses(self) -> tuple[str, ...]:
         """Where we can be dialled, with our peer id; empty before the first life."""
@@ -112,10 +110,11 @@ class Swarm:
             "refused_streams": self.guard.refused,
             "lives": self._lives,
             "dropped": self._dropped,
-            "handler_errors": self._handler_errors,
+            "handler_errors": self._streams.handler_errors,
             "last_error": self._last_error,
             "relays": len(self._nat.relays),
             **self._contacts.status(),
+            **(self._relaying.status() if self._relaying is not None else {}),
         }
 
     def add_handler(self, protocol: str, handler: Handler) -> None:
@@ -155,6 +154,13 @@ class Swarm:
             self._redialling.wake()
             raise PeerUnreachable(f"couldn't dial {full}: {_cause(e)}") from None
         return peer
+
+    async def where(self, peer: PeerId) -> tuple[str, ...]:
+        """Where the connections of `peer` come from; empty when there is none."""
+        if self._daemon is not None:
+            with contextlib.suppress(*_TROUBLE):
+                return await self._daemon.where(peer)
+        return ()
 
     def add_peer(self, full: str) -> PeerId:
         """Keep a connection to the peer at `/ip4/.../tcp/.../p2p/...` from now on; it is dialled at once.
@@ -231,7 +237,7 @@ class Swarm:
                 reader, writer = await stack.enter_async_context(self._daemon.open(peer, protocol))
             except _TROUBLE as e:
                 raise PeerUnreachable(f"couldn't open {protocol} to {peer[-6:]}: {_cause(e)}") from None
-            yield await stack.enter_async_context(self._stream(peer, reader, writer))
+            yield await stack.enter_async_context(self._streams.stream(peer, reader, writer))
 
     # -- one life of p2pd --------------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -279,16 +285,22 @@ class Swarm:
         self._redialling.nat = nat = self._nat
         daemon = await P2pd.start(
             DaemonConfig(
-                identity=self._config.identity, listen=listen, run_dir=self._config.run_dir, seal=seal, nat=nat
+                identity=self._config.identity,
+                listen=listen,
+                run_dir=self._config.run_dir,
+                seal=seal,
+                nat=nat,
+                answers=lambda peer, protocol: self.guard.answers(peer, protocol, known=self._trusts(peer)),
             )
         )
         try:
             if daemon.peer != self._me:
                 raise BadTransport("couldn't start p2pd: it took another identity")
             for protocol, handler in self._handlers.items():
-                await daemon.serve(protocol, self._served(protocol, handler))
+                await daemon.serve(protocol, self._streams.served(protocol, handler))
             if nat.flags(self._me)["relay"]:
-                await daemon.serve(HOP, Relaying(daemon, serve=nat.serve).hop)
+                self._relaying = Relaying(daemon, self.guard, self._trusts, serve=nat.serve)
+                await daemon.serve(HOP, self._relaying.hop)
             async with asyncio.TaskGroup() as jobs:
                 self._daemon, self._jobs, self._presence.visible = daemon, jobs, daemon.visible
                 told = self._presence.tell_dht(daemon, relays=bool(nat.relays))
@@ -302,46 +314,10 @@ class Swarm:
         finally:
             self.ready.clear()
             self._daemon = self._jobs = None
-            for stream in list(self._streams):
-                stream.abort()
+            self._streams.abort()
             await daemon.end()
-            if self._serving:
-                await asyncio.wait(self._serving, timeout=CALL_S)
+            await self._streams.end()
             self._see(frozenset())
-
-    def _served(self, protocol: str, handler: Handler) -> Serve:
-        async def serve(peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            if task is not None:
-                self._serving.add(task)
-                task.add_done_callback(self._serving.discard)
-            try:
-                known = self._trusts(peer)
-                paced = functools.partial(self.guard.pace, peer, known=known)
-                async with self._stream(peer, reader, writer, paced) as stream:
-                    with self.guard.stream(peer, protocol, known=known) as free:
-                        if free:
-                            await handler(stream)
-            except _TROUBLE as e:
-                self.guard.blame(peer, e)  # a length that is a lie, bytes that are no request
-                log.debug("event=stream-ended protocol=%s peer=%s error=%s", protocol, peer[-6:], _cause(e))
-            except Exception:  # a fault in one handler costs one stream, not the node
-                self._handler_errors += 1
-                log.exception("event=handler-error protocol=%s peer=%s", protocol, peer[-6:])
-
-        return serve
-
-    @contextlib.asynccontextmanager
-    async def _stream(
-        self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, paced: Paced | None = None
-    ) -> AsyncIterator[PeerStream]:
-        stream = PeerStream(peer, reader, writer, tap=self._tap, links=self.links, paced=paced)
-        self._streams.add(stream)
-        try:
-            yield stream
-        finally:
-            self._streams.discard(stream)
-            await stream.close()
 
     async def _watch(self, daemon: P2pd) -> None:
         """End the life when p2pd is seen stopped twice (once may be ourselves, stopped with it), or is to be another one."""

@@ -48,6 +48,7 @@ class Ether:
     def __init__(self, medium: Medium, rules: GossipRules, rng: random.Random) -> None:
         self.medium, self.rules, self.random = medium, rules, rng
         self.ports: dict[PeerId, Port] = {}
+        self.quiet = False  # while it is, announcements are taken and go nowhere
 
     def port(self, peer: PeerId) -> Port:
         """A new node's network."""
@@ -123,7 +124,7 @@ class Port:
 
     async def publish(self, topic: str, data: bytes) -> bool:
         """Announce `data`."""
-        return not self.away and self.gossip.publish(data)
+        return not self.away and (self.ether.quiet or self.gossip.publish(data))
 
     @contextlib.asynccontextmanager
     async def open(self, peer: PeerId, protocol: str) -> AsyncIterator[Wire]:

@@ -86,7 +86,9 @@ class Spread:
         began = self._meter()
         for node in self.nodes:
             node.start()
+        self._ether.quiet = True  # everybody holds everything already: nobody announces it again
         await self._settle()
+        self._ether.quiet = False
         connected = self._counted("start", began)
         await asyncio.sleep(wanted.idle_s)
         idle = self._counted("idle", connected)

@@ -63,14 +63,14 @@ def _hops(panel: Any, swarms: Sequence[Swarm]) -> None:
         if topology != "full":
             known = [s["burst"]["theory"]["hops_mean"] for s in ours]
             panel.plot(xs, known, ":", color=colour, label=f"{topology}: theory")
-    _named(panel, "hops of an entry, mean", "")
+    _named(panel, "hops of an entry, mean", "", logarithmic=True)
 
 
 def _lines(panel: Any, swarms: Sequence[Swarm], value: Callable[[Swarm], float], title: str, unit: str) -> None:
     for topology, ours in _by_topology(swarms).items():
         xs = [s["members"] for s in ours]
         panel.plot(xs, [value(s) for s in ours], "o-", color=_COLOURS[topology], label=topology)
-    _named(panel, title, unit)
+    _named(panel, title, unit, logarithmic=all(value(s) > 0 for s in swarms))
 
 
 def _by_topology(swarms: Sequence[Swarm]) -> dict[str, list[Swarm]]:
@@ -80,11 +80,11 @@ def _by_topology(swarms: Sequence[Swarm]) -> dict[str, list[Swarm]]:
     return found
 
 
-def _named(panel: Any, title: str, unit: str) -> None:
+def _named(panel: Any, title: str, unit: str, *, logarithmic: bool) -> None:
     panel.set_title(title, fontsize=10)
     panel.set_xlabel("members")
     panel.set_ylabel(unit)
     panel.set_xscale("log", base=2)
-    panel.set_yscale("log")
+    panel.set_yscale("log" if logarithmic else "linear")
     panel.legend(fontsize=8)
     panel.grid(alpha=0.25, which="both")

@@ -51,7 +51,12 @@ class _Wish:
     order: Callable[[], tuple[int, ...]]
     candidates: Callable[[], Sequence[Candidate]]
     number: int
+    waits_for: frozenset[PeerId] | None = None  # donors of which one has to be free; None: look again at any change
     lent: asyncio.Future[PeerId] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def turn(self) -> tuple[int, ...]:
+        """Its place in the line."""
+        return (*self.order(), self.number)
 
 
 class Donors:
@@ -61,8 +66,7 @@ class Donors:
         """`salt` makes the choice among equal donors our own."""
         self._salt = salt
         self._load: Counter[PeerId] = Counter()
-        self._history = 0
-        self._waiting: list[_Wish] = []
+        self._waiting: dict[_Wish, None] = {}
         self._numbers = count()
         self._rates: dict[PeerId, float] = {}
 
@@ -96,13 +100,13 @@ class Donors:
             BlobMissing: there is no candidate now.
         """
         wish = _Wish(digest=digest, order=order, candidates=candidates, number=next(self._numbers))
-        self._waiting.append(wish)
+        self._waiting[wish] = None
         try:
-            self.grant()
+            self._serve(wish)  # whoever waits already cannot be served now
             peer = await wish.lent
         except asyncio.CancelledError:
             if wish in self._waiting:
-                self._waiting.remove(wish)
+                del self._waiting[wish]
             elif not wish.lent.cancelled() and wish.lent.exception() is None:
                 self._give_back(wish.lent.result())  # it came in the same moment
             raise
@@ -112,37 +116,41 @@ class Donors:
             self._give_back(peer)
 
     def grant(self) -> None:
-        """Give free places to those who wait, the most urgent first; call it when candidates may have changed."""
-        if not self._waiting:
-            return
-        for wish in sorted(self._waiting, key=lambda w: (*w.order(), w.number)):
-            if self.open >= TOTAL:
-                return
-            if wish.lent.done():
-                continue
-            found = wish.candidates()
-            if not found:
-                self._waiting.remove(wish)
-                wish.lent.set_exception(
-                    BlobMissing(f"couldn't fetch blob {wish.digest[:12]}: nobody connected gives it")
-                )
-                continue
-            history = wish.order()[0] >= Rank.HISTORY
-            if history and self.open >= TOTAL - SPARE:
-                continue
-            most = PER_DONOR - history
-            best = self._best(wish, [c for c in found if self._load[c.peer] < most])
-            if best is not None:
-                self._waiting.remove(wish)
-                self._load[best.peer] += 1
-                wish.lent.set_result(best.peer)
+        """Let everybody who waits look again, the most urgent first: call it when other donors have come or gone."""
+        for wish in sorted(self._waiting, key=_Wish.turn):
+            self._serve(wish)
 
     # -- inside ------------------------------------------------------------------------------------------------------
     def _give_back(self, peer: PeerId) -> None:
+        """One place is free again: the most urgent of those that it may serve gets it, if any."""
         self._load[peer] -= 1
         if not self._load[peer]:
             del self._load[peer]
-        self.grant()
+        for wish in sorted((w for w in self._waiting if w.waits_for is None or peer in w.waits_for), key=_Wish.turn):
+            if self._serve(wish):
+                return
+
+    def _serve(self, wish: _Wish) -> bool:
+        """Whether a wish got a place; it is told when nobody can serve it, else it goes on waiting."""
+        if wish.lent.done():
+            return False  # given up in this moment
+        history = wish.order()[0] >= Rank.HISTORY
+        if self.open >= TOTAL - (SPARE if history else 0):
+            wish.waits_for = None
+            return False
+        found = wish.candidates()
+        if not found:
+            del self._waiting[wish]
+            wish.lent.set_exception(BlobMissing(f"couldn't fetch blob {wish.digest[:12]}: nobody connected gives it"))
+            return False
+        best = self._best(wish, [c for c in found if self._load[c.peer] < PER_DONOR - history])
+        if best is None:
+            wish.waits_for = frozenset(c.peer for c in found)
+            return False
+        del self._waiting[wish]
+        self._load[best.peer] += 1
+        wish.lent.set_result(best.peer)
+        return True
 
     def _best(self, wish: _Wish, found: Sequence[Candidate]) -> Candidate | None:
         """Of the likeliest ones, not a slow one when there is a fast one, and the least busy."""

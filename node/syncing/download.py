@@ -51,14 +51,14 @@ def donors_for(size: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What downloads share. `peers(prefer)` are the members' peers that are connected, those of preferred members first."""
+    """What downloads share. `peers` are the members' peers that are connected."""
 
     asker: Asker
     blobs: BlobStore
     backoff: Backoff
     donors: Donors
     holders: Holders
-    peers: Callable[[Sequence[MemberId]], Sequence[PeerId]]
+    peers: Callable[[], Sequence[PeerId]]
     member_of: Callable[[PeerId], MemberId | None]
     fault: Callable[[PeerId, Fault], None]
     clock: Callable[[], float]
@@ -137,7 +137,7 @@ class Download:
         """Who may be asked now; `tier` 0 is known or presumed to hold it."""
         tools, found = self._tools, list[Candidate]()
         author_first = self._rank()[0] <= Rank.PENDING
-        for peer in tools.peers(self._prefer):
+        for peer in tools.peers():
             has = tools.holders.has(peer, self._digest)
             if has is False or tools.backoff.blocked(self._matter(peer)) or tools.backoff.blocked(("donor", peer)):
                 continue

@@ -133,6 +133,14 @@ class Feeds:
         """`peer` itself says that it holds so many entries."""
         self.of(member).claims[peer] = size
 
+    def heard(self, member: MemberId, size: int) -> None:
+        """Its author announces that a feed has so many entries: what peers said before says nothing about these."""
+        feed, held = self.of(member), self.size(member)
+        feed.claims = {peer: claimed for peer, claimed in feed.claims.items() if claimed > held}
+        for peer in self._parts.directory.peers_of(member):
+            feed.claims[peer] = size
+        self.reach_for(member, size)
+
     def forget_peer(self, peer: PeerId) -> None:
         """A peer is gone, and its claims with it."""
         for feed in self._feeds.values():
@@ -223,10 +231,11 @@ class Feeds:
         parts, size = self._parts, self.size(member)
         authors = parts.directory.peers_of(member)
 
-        def order(peer: PeerId) -> tuple[bool, bool, bool, bool, int, PeerId]:
-            speaks, rate = parts.directory.member_of(peer), parts.network.rate(peer)
+        def order(peer: PeerId) -> tuple[bool, bool, bool, bool, bool, int, PeerId]:
+            speaks, rate, claimed = parts.directory.member_of(peer), parts.network.rate(peer), feed.claims.get(peer)
             return (
-                peer not in feed.claims and peer not in authors,
+                claimed is not None and claimed <= size,  # it had not got it when it was asked
+                claimed is None and peer not in authors,
                 rate is not None and rate < SLOW_RATE,
                 peer not in authors,
                 speaks is None,
@@ -237,8 +246,7 @@ class Feeds:
         found = [
             peer
             for peer in parts.network.peers()
-            if feed.claims.get(peer, size + 1) > size
-            and not parts.backoff.blocked((peer, member))
+            if not parts.backoff.blocked((peer, member))
             and not parts.rules.banned(peer, parts.directory.member_of(peer))
         ]
         return sorted(found, key=order)

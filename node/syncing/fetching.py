@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 SURVEYED: Final = 8  # members asked who holds what
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 3.0
 _SURVEY_S: Final = 0.3
+_PEERS_S: Final = 0.2
 _FULL_WAIT_S: Final = 10.0
 _UNKNOWN: Final = 1 << 16  # rarity of a blob that nobody was asked about: after those that are known to be rare
 
@@ -64,7 +65,7 @@ class Fetcher:
             backoff=backoff,
             donors=self._donors,
             holders=self._holders,
-            peers=holders,
+            peers=self._connected,
             member_of=member_of,
             fault=fault,
             clock=clock,
@@ -74,6 +75,8 @@ class Fetcher:
         self._wanted: Counter[Digest] = Counter()
         self._ranks: dict[Digest, Rank] = {}
         self._news = asyncio.Event()
+        self._known: tuple[PeerId, ...] = ()
+        self._looked = -1.0
         self._tally = Tally()
         self.waiting = self.fetched = 0
 
@@ -122,13 +125,14 @@ class Fetcher:
 
     def poke(self) -> None:
         """Peers have come or gone: whoever waits may look again."""
+        self._looked = -1.0
         self._news.set()
         self._donors.grant()
 
     async def survey(self, digests: Collection[Digest]) -> Mapping[Digest, int | None]:
         """Ask some members who holds what: how many others have each blob; None where nobody answered."""
         await self._holders.survey(digests, self._asked())
-        connected = frozenset(self._peers(()))
+        connected = frozenset(self._connected())
         return {digest: self._holders.count(digest, connected) for digest in digests}
 
     def status(self) -> dict[str, Json]:
@@ -146,6 +150,13 @@ class Fetcher:
         }
 
     # -- inside ------------------------------------------------------------------------------------------------------
+    def _connected(self) -> Sequence[PeerId]:
+        """The members' peers, looked up a few times a second: it is asked for every blob that waits."""
+        now = self._tools.clock()
+        if not 0 <= now - self._looked < _PEERS_S:
+            self._known, self._looked = tuple(self._peers(())), now
+        return self._known
+
     async def _try(self, digest: Digest, size: int, prefer: Sequence[MemberId]) -> bool:
         """One download; whether the disk is full."""
         job = Download(self._tools, digest, size, prefer=prefer, rank=lambda: self._order(digest), tally=self._tally)
@@ -163,7 +174,7 @@ class Fetcher:
     def _order(self, digest: Digest) -> tuple[int, ...]:
         """How urgent, then how rare: what the fewest hold is replicated first."""
         rank = self._ranks.get(digest, Rank.HISTORY)
-        held = None if rank <= Rank.PENDING else self._holders.count(digest)
+        held = None if rank <= Rank.PENDING else self._holders.rarity(digest)
         return rank, _UNKNOWN if held is None else held
 
     async def _survey_one(self, digest: Digest) -> None:
@@ -175,7 +186,7 @@ class Fetcher:
 
     def _asked(self) -> Sequence[PeerId]:
         """Members to ask: all that are connected, or some of them drawn anew each time."""
-        peers = self._peers(())
+        peers = self._connected()
         return peers if len(peers) <= SURVEYED else self._rng.sample(list(peers), SURVEYED)
 
     async def _pause(self, seconds: float) -> None:

@@ -368,7 +368,7 @@ class Sync:
             head = checkpoint.parse(note)
         except Refused:
             return  # gossip names no sender to blame
-        self._feeds.reach_for(member, head.size)
+        self._feeds.heard(member, head.size)
 
     # -- small things ------------------------------------------------------------------------------------------------
     def _members_answered(self) -> frozenset[PeerId]:

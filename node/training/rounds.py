@@ -16,7 +16,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from contrib.merging import model_digest
 from ledger import events, rules
 from ledger.charter import Charter
 from node.collective.measure import Loss, Scales, save_view
+from node.collective.pace import Pace
 from node.collective.replay import Missing, Model, Replay, Vector
 from node.collective.seat import Seat
 from node.data import erasing
@@ -47,6 +48,8 @@ from protocol.merkle import leaf_hash, root_of
 
 log = logging.getLogger("fishernet.rounds")
 Progress = Callable[[Mapping[str, Json]], None]
+_STALLED_S: Final = 20.0  # how long a run waits for blobs of the newest release of which none comes
+_LOOK_S: Final = 0.1
 
 
 class Rounds:
@@ -221,7 +224,9 @@ class Rounds:
         return ran
 
     async def _view(self) -> Model:
-        fold = self._seat.fold
+        fold, pace = self._seat.fold, Pace(_STALLED_S)
+        while (lacking := self.lacking()) and pace.moving(lacking):
+            await asyncio.sleep(_LOOK_S)  # they are being fetched
         doubted = fold.doubted() - {fold.owner(self._seat.me)}
         model = await asyncio.to_thread(self._replay.view, lambda c: fold.owner(c.member) not in doubted)
         if isinstance(model, Missing):

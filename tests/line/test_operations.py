@@ -8,14 +8,19 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
+import socket
+import time
 from pathlib import Path
 
 import pytest
-from real_node import until
+from line import published
+from real_node import Node, free_port, until
 
 from node import config
 from node.cli import run
+from node.home import Home
 
 DASHBOARD = Path(__file__).parents[2] / "configs" / "grafana-dashboard.json"
 
@@ -160,3 +165,140 @@ def test_prometheus_finds_every_number_of_the_dashboard_and_members_by_name(line
     assert {'member="auditor"'} <= {m for name in numbers for m in re.findall(r'member="\w+"', name)}
     for name in numbers:
         assert re.fullmatch(r'fishernet_\w+(\{(\w+="[\w ./+-]*",?)*\})?', name), name
+
+
+def test_the_doctor_of_a_running_node_finds_members_clock_and_reachability_well(line):
+    node = line["clinic"]
+    others = len(line.nodes) - 1
+    until(
+        lambda: sum(each["connected"] for each in answer(node, "peer", "list")["members"]) >= others, what="connected"
+    )
+    began = time.monotonic()
+    code, out, _ = typed(node, "doctor", "--json")
+    seconds = time.monotonic() - began
+    found = {each["name"]: each for each in json.loads(out)["findings"]}
+    assert code == json.loads(out)["code"] < 2, out
+    well = {
+        "daemon",
+        "writing",
+        "ports",
+        "permissions",
+        "keys",
+        "ledger",
+        "rows",
+        "sync",
+        "versions",
+        "base model",
+        "clock",
+    }
+    assert {name: found[name]["level"] for name in well} == dict.fromkeys(well, "ok")
+    assert f"{others} members" in found["clock"]["cause"]
+    assert "reaches us at /ip4/127.0.0.1" in found["reachability"]["cause"]
+    assert all(each["cure"] for each in found.values() if each["level"] != "ok")
+    assert seconds < 30, "a bound for a machine that does much else; measured: about two"
+    assert "missing: auditor" in typed(node, "doctor")[1]
+
+
+def test_the_doctor_of_a_stopped_node_names_cause_and_cure(auditor):
+    text = auditor.home.config_file.read_text()
+    with contextlib.ExitStack() as undo:
+        undo.callback(auditor.home.config_file.write_text, text)
+        taken = undo.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        config.update(auditor.home.config_file, "network", "listen", [f"/ip4/127.0.0.1/tcp/{taken}"])
+        undo.callback(auditor.home.ledger_key.chmod, 0o600)
+        auditor.home.ledger_key.chmod(0o644)
+        code, out, _ = typed(auditor, "doctor", "--json")
+        found = {each["name"]: each for each in json.loads(out)["findings"]}
+        assert code == 2
+        assert (found["ports"]["level"], f"sport = :{taken}" in found["ports"]["cure"]) == ("fail", True)
+        assert found["permissions"]["level"] == "fail"
+        assert found["permissions"]["cure"].startswith("chmod")
+        assert found["daemon"]["cure"] == "fishernet up"
+        shown = typed(auditor, "doctor")[1]
+        assert f"ss -ltnp 'sport = :{taken}'" in shown
+        auditor.home.config_file.write_text(text + "\n[trian]\n")
+        code, out, _ = typed(auditor, "doctor", "--json")
+        assert (code, next(e["level"] for e in json.loads(out)["findings"] if e["name"] == "config")) == (2, "fail")
+
+
+def backed_up(node, file, monkeypatch):
+    """A backup of a running node, with its keys."""
+    monkeypatch.setenv("FISHERNET_BACKUP_PASSPHRASE", "a passphrase for the test")
+    made = answer(node, "backup", str(file))
+    assert made["own_size"] > 0
+    return made
+
+
+def no_forks(line):
+    return not any(n.forks() or n.fold().forked or n.fold().double_votes for n in line.nodes)
+
+
+def test_an_old_backup_of_a_lost_node_forks_nothing_and_takes_back_nothing(line, tmp_path, monkeypatch):
+    node, file = line["cinema"], tmp_path / "cinema.backup"
+    made = backed_up(node, file, monkeypatch)
+    line.train([node])
+    line.train([node])
+    line.settle()
+    before, contributed = node.own(), [body["blob"] for body in published(node)]
+    assert len(before) > made["own_size"]
+    node.kill()
+    shutil.rmtree(node.home.path)
+
+    done = answer(node, "restore", str(file))
+    assert {"keys", "ledger.db", "rows.db", "node.toml"} <= set(done["taken"])
+    assert len(node.own()) == made["own_size"]
+    line.start()
+    after = node.own()
+    assert after[: len(before)] == before, "what it had written after the backup came back from the others"
+    assert after[len(before)][0] == "node.started"
+    fold = node.fold()
+    mine = fold.contributions[node.member]
+    assert [c.blob for c in mine][: len(contributed)] == contributed
+    assert {fold.fate(c) for c in mine} <= {"released", "pending"}
+    line.train([node])
+    assert [body["number"] for body in published(node)] == list(range(1, len(contributed) + 2))
+    line.settle()
+    assert {fold.fate(c) for fold in [node.fold()] for c in fold.contributions[node.member]} <= {"released", "pending"}
+    assert no_forks(line)
+
+
+@pytest.mark.slow
+def test_a_running_node_takes_an_old_backup_by_starting_anew_and_gets_its_own_entries_back(line, tmp_path, monkeypatch):
+    node, file = line["cinema"], tmp_path / "cinema.backup"
+    backed_up(node, file, monkeypatch)
+    line.train([node])
+    line.settle()
+    before, pid = node.own(), node.pid
+    assert answer(node, "restore", str(file))["taken"] == [], "everything is whole"
+    done = answer(node, "restore", str(file), "--replace")
+    assert done["waits"]
+    until(lambda: "event=restored" in node.log.read_text(), what="it starts anew")
+    until(lambda: node.status().get("ready"), 90, what="it works again")
+    assert (node.pid, node.running) == (pid, True)
+    assert node.own()[: len(before)] == before
+    line.settle()
+    assert no_forks(line)
+
+
+@pytest.mark.slow
+def test_a_second_node_with_the_same_key_is_warned_about_and_the_first_stops_writing(line, tmp_path, monkeypatch):
+    node, file = line["cinema"], tmp_path / "cinema.backup"
+    backed_up(node, file, monkeypatch)
+    line.settle()
+    twin = Node.__new__(Node)
+    twin.home = Home(path=tmp_path / "twin")
+    done = answer(twin, "restore", str(file))
+    assert "answers at" in done["warnings"][0]
+    assert "fork" in done["warnings"][0]
+    config.update(twin.home.config_file, "network", "listen", [f"/ip4/127.0.0.1/tcp/{free_port()}"])
+    second = Node(twin.home, 0)
+    second.start()
+    try:
+        until(lambda: "another node writes" in str(node.status().get("paused")), 90, what="the first stops writing")
+        assert "another node writes" in typed(node, "doctor")[1]
+    finally:
+        second.stop()
+    node.stop()
+    line.start()
+    line.settle()
+    assert no_forks(line)

@@ -20,7 +20,9 @@ from peers import Home
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
 PROGRAM = Path(__file__).parents[1] / "support" / "far_node.py"
-PUBLIC = "11.77.0.0/16"  # p2pd takes relays only where the whole world could dial them; nothing of it leaves the laboratory
+PUBLIC = (
+    "11.77.0.0/16"  # p2pd takes relays only where the whole world could dial them; nothing of it leaves the laboratory
+)
 EVERYWHERE = "/ip4/0.0.0.0/tcp/4242"
 
 

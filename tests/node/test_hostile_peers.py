@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import random
@@ -20,7 +21,8 @@ import hostile
 import psutil
 import pytest
 from hostile import LIBP2P, garbage, guarded, noise, requests, throw
-from peers import COLLECTIVE, homes, swarm_of, until
+from peers import COLLECTIVE, homes, swarm_of
+from peers import until as until_in
 
 from ledger import checkpoint
 from ledger.events import PeerBanned, parse
@@ -30,11 +32,14 @@ from node.finding.addresses import port
 from node.guarding.growth import FeedRates, Growth
 from node.guarding.guard import Fault, Limits
 from node.guarding.limits import Rate
+from node.network.looking import LOOK
+from node.network.p2pd import PeerID
 from node.syncing.exchange import Asker
 from protocol import binding, wire
 from protocol.ids import digest
 
 SECRET = b"a secret of the members"
+until = functools.partial(until_in, limit_s=60.0)  # other things run on this machine, too
 TOPIC = wire.topic(COLLECTIVE)
 
 
@@ -69,7 +74,7 @@ class Siege:
     async def end(self):
         await self._stack.aclose()
 
-    def run(self, scene, limit_s=60.0):
+    def run(self, scene, limit_s=120.0):
         """One scene of the siege, which begins with everything forgiven and ends with everybody honest unharmed."""
 
         async def bounded():
@@ -121,6 +126,10 @@ def test_whatever_a_stranger_asks_it_gets_the_public_checkpoint_and_nothing_else
                     answer = wire.parse_heads(opened) if protocol == wire.HEADS else wire.parse_changes(opened)
                     assert answer.binding.member == s.one.member
                     assert [checkpoint.parse(note).member for note in answer.notes] == [s.one.member]
+        async with s.x.swarm.open(s.one.peer, LOOK) as stream:
+            await stream.write(b"\0")
+            with pytest.raises(StreamEnded):
+                await stream.read(1)
         while not s.heard:
             await s.served()
             await asyncio.sleep(0.1)
@@ -195,6 +204,23 @@ def test_replayed_and_forged_announcements_cost_no_signature_and_are_nobodys_fau
         assert s.guard.status()["refused_gossip"] > 40
         assert not s.guard.bans()
         await s.served()
+
+    siege.run(scene)
+
+
+def test_calls_of_the_dht_are_counted_like_any_others_and_nobody_is_displaced(siege):
+    async def scene(s):
+        name, dht = PeerID.from_base58(s.one.peer), s.x.swarm._daemon._dht
+        before = s.guard.status()["refused_requests"]
+        while s.guard.status()["refused_requests"] == before:
+            await dht.protocol.call_ping(name)
+        await s.served()
+        contacts = s.a.swarm._contacts
+        assert contacts.trusted(s.two.peer)
+        assert contacts.addresses(s.two.peer)
+        assert not contacts.trusted(s.bad.peer)  # it came by itself: not in the directory, not in the book
+        assert not contacts.addresses(s.bad.peer)
+        assert s.a.sync.member_of(s.bad.peer) is None
 
     siege.run(scene)
 

@@ -244,6 +244,8 @@ def test_forgotten_answers_are_found_again(full: Table, monkeypatch: pytest.Monk
     ada = full["ada"]
     reads = []
     small = Replay(ada.fold, lambda name: reads.append(name) or ada.read(name))  # type: ignore[func-returns-value]
-    for _ in range(2):
-        assert model(small.merge(ada.fold.charter, all_of(ada.fold))).digest == merged(ada, all_of(ada.fold)).digest
+    assert model(small.merge(ada.fold.charter, all_of(ada.fold))).digest == merged(ada, all_of(ada.fold)).digest
+    assert len(reads) == 9
+    again = [small.examine(c) for c in all_of(ada.fold)]
+    assert all(isinstance(answer, Accept) for answer in again)
     assert 9 < len(reads) <= 18

@@ -1,9 +1,10 @@
 """One node in a process of its own, for tests at other hosts: a program that says in JSON lines how it fares.
 
-    python far_node.py FOLDER NAME '{"listen": "/ip4/0.0.0.0/tcp/4242", "known": [...], "network": {"relays": [...]}, "write": true}'
+    python far_node.py FOLDER NAME '{"listen": "/ip4/0.0.0.0/tcp/4242", "known": [], "network": {"relays": []}, "write": true}'
 
-NAME is a, b or c, members of `peers.CHARTER`. With "write" it writes the genesis event and a blob of 300,000 bytes into its feed;
-the others report "blob" when they hold it. With "bare" it is a swarm and nothing else: it keeps and hands on no feed. Lines: {"peers", "addresses", "circuits", "sizes", "blob"}, each time one of them changes.
+NAME is a, b or c, members of `peers.CHARTER`. With "write" it writes the genesis event and a blob of 300,000 bytes into its
+feed; the others report "blob" when they hold it. With "bare" it is a swarm and nothing else: it keeps and hands on no feed.
+Lines: {"peers", "addresses", "circuits", "sizes", "blob"}, each time one of them changes.
 """
 
 from __future__ import annotations
@@ -62,6 +63,4 @@ async def main(folder: Path, name: str, options: dict) -> None:
 
 
 if __name__ == "__main__":
-    import os, logging
-    if os.environ.get("FAR_DEBUG"): logging.basicConfig(level=logging.DEBUG); logging.getLogger("asyncio").setLevel(logging.WARNING)
     asyncio.run(main(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])))

@@ -97,6 +97,7 @@ def node_of(post: Post, name: str, *, holds: bool = True, peers: Sequence[Node] 
         "network.listen": [f"/ip4/127.0.0.1/tcp/{port}"],
         "network.peers": [p.address for p in peers],
         "serve.port": 0,
+        "train.auto": False,
         **QUIET,
     }
     for setting, value in values.items():

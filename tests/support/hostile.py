@@ -16,6 +16,7 @@ from peers import COLLECTIVE, Home, Node, Running
 from node.errors_network import PeerUnreachable, StreamEnded
 from node.guarding.growth import Growth
 from node.guarding.guard import Guard, Limits
+from node.network.looking import LOOK, Looking
 from node.syncing.exchange import read_frame
 from protocol import binding, wire
 from protocol.addresses import port
@@ -26,7 +27,7 @@ from protocol.ids import Digest, digest
 LIBP2P = (
     "/meshsub/1.1.0", "/meshsub/1.0.0", "/floodsub/1.0.0", "/ipfs/kad/1.0.0", "/ipfs/id/1.0.0", "/ipfs/id/push/1.0.0",
     "/ipfs/ping/1.0.0", "/libp2p/circuit/relay/0.2.0/hop", "/libp2p/circuit/relay/0.2.0/stop", "/libp2p/autonat/1.0.0",
-    "/libp2p/dcutr", "DHTProtocol.rpc_store", "DHTProtocol.rpc_find", "DHTProtocol.rpc_ping",
+    "/libp2p/dcutr", "DHTProtocol.rpc_store", "DHTProtocol.rpc_find", "DHTProtocol.rpc_ping", LOOK,
 )  # fmt: skip
 _SOON_S = 0.3
 
@@ -48,6 +49,11 @@ def guarded(home: Home, members, *, limits: Limits | None = None, growth: Growth
         **more,
     )
     guard.member_of = node.sync.member_of
+
+    async def nowhere(_peer):
+        return ()
+
+    Looking(node.swarm, where=nowhere, allowed=lambda peer: node.sync.member_of(peer) is not None)
     return node
 
 

@@ -184,9 +184,18 @@ class Member:
         rules = SyncRules(
             allowed=lambda member: member in net.members.values(), on_records=lambda _member, _records: None
         )
-        bound = binding.verify(home.binding)
+
+        async def coming(_feed, _start, _asker):
+            """No feeds move here."""
+
         self.desk = Desk(
-            store, self.blobs, collective=COLLECTIVE, binding=bound, rules=rules, met=lambda _binding: None
+            store,
+            self.blobs,
+            collective=COLLECTIVE,
+            binding=binding.verify(home.binding),
+            rules=rules,
+            met=lambda _binding: None,
+            coming=coming,
         )
         self.desk.open(port)
         port.heard = self._heard
