@@ -26,12 +26,14 @@ ROOT = Path(__file__).resolve().parent.parent
 for folder in (ROOT, ROOT / "tests" / "support"):
     sys.path.insert(0, str(folder))
 
-from peers import Node, homes, until  # noqa: E402
+from peers import Home, Node, homes, until  # noqa: E402
+
+from protocol.ids import Digest  # noqa: E402
 
 NAMES = "abcdefgh"
 
 
-def members(folder):
+def members(folder: Path) -> list[Home]:
     return homes(folder, NAMES)
 
 
@@ -49,7 +51,7 @@ async def serve(folder: Path, number: int, made: list[int]) -> None:
 
 def blob(number: int, size: int) -> bytes:
     """The same bytes in every process."""
-    noise = random.Random(number)  # noqa: S311
+    noise = random.Random(number)
     return b"".join(noise.randbytes(min(1 << 20, size - at)) for at in range(0, size, 1 << 20))
 
 
@@ -57,7 +59,16 @@ class Donor:
     """A donor's process."""
 
     def __init__(self, folder: Path, number: int, sizes: list[int]) -> None:
-        command = [sys.executable, __file__, "--serve", str(number), "--folder", str(folder), "--sizes", *map(str, sizes)]
+        command = [
+            sys.executable,
+            __file__,
+            "--serve",
+            str(number),
+            "--folder",
+            str(folder),
+            "--sizes",
+            *map(str, sizes),
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.told = json.loads(self.process.stdout.readline())
 
@@ -99,7 +110,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> None:
                 donor.end()
 
 
-async def _fetch(me, donors, name, size, profiled) -> None:
+async def _fetch(me: Node, donors: list[Donor], name: Digest, size: int, profiled: bool) -> None:
     before, theirs = _cpu(), [d.cpu() for d in donors]
     profile = cProfile.Profile() if profiled else None
     if profile:
@@ -111,12 +122,17 @@ async def _fetch(me, donors, name, size, profiled) -> None:
         profile.disable()
         pstats.Stats(profile).sort_stats("tottime").print_stats(18)
     spent = [d.cpu() - b for d, b in zip(donors, theirs, strict=True)]
-    line = {"donors": len(donors), "MiB": size >> 20, "seconds": round(seconds, 2), "MB_per_s": round(size / seconds / 1e6)}
+    line = {
+        "donors": len(donors),
+        "MiB": size >> 20,
+        "seconds": round(seconds, 2),
+        "MB_per_s": round(size / seconds / 1e6),
+    }
     print(json.dumps({**line, "cpu_here": round(_cpu() - before, 2), "cpu_donors": round(sum(spent), 2)}), flush=True)
     me.blobs.remove(name)
 
 
-def _trust(node) -> None:
+def _trust(node: Node) -> None:
     """As the daemon wires it: whoever speaks for a member is none of the strangers."""
     node.swarm.guard.member_of = node.sync.member_of
 

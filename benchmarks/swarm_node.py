@@ -2,9 +2,9 @@
 
     python swarm_node.py HOME          orders as lines of JSON on stdin, answers as lines of JSON on stdout
 
-Everything that moves is made by `node.parts.build`: swarm (p2pd), sync, seat, holdings, gate. What the daemon's loop does with
-a contribution that is new here is done here too: fetch its blob at once, and when it is there repeat the cheap checks. Times are
-those of the system's monotonic clock, the same for all processes of this machine. Knows nothing of the others.
+Everything that moves is made by `node.parts.build`: swarm (p2pd), sync, seat, holdings, gate. It fetches the blob of a
+contribution that is new here; when that is there, the cheap checks are repeated. Times are those of the system's monotonic
+clock, the same for all processes of this machine. Knows nothing of the others.
 Law: a contribution counts as applied when its entry is stored, its blob is stored and `Replay.examine` accepted it.
 """
 
@@ -84,7 +84,7 @@ class SwarmNode:
         await self.parts.sync.announce()
 
     def _grown(self, member: MemberId) -> None:
-        """Fetch what a member has published since the last look."""
+        """Remember what a member has published since the last look; its blobs are being fetched already."""
         if member == self.seat.me:
             return
         published = self.seat.fold.contributions.get(member, [])
@@ -92,8 +92,6 @@ class SwarmNode:
         self._known[member] = len(published)
         for contribution in fresh:
             self.waiting[contribution.blob] = (contribution, time.monotonic())
-        if fresh:
-            self.parts.holdings.fetch(fresh)
 
     async def _apply(self) -> None:
         """Repeat the cheap checks of whatever has arrived."""

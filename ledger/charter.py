@@ -19,7 +19,9 @@ from protocol.keys import admit
 
 VERSION: Final = 1
 ROLES: Final = ("contributor", "endorser", "auditor")
-MAX_MEMBERS: Final = 256
+MAX_MEMBERS: Final = (
+    512  # with one earlier key each as many feeds as a decision lists; its cut takes 0.4 KB of a body a seat
+)
 MAX_COORDINATES: Final = 1 << 28
 MAX_WAS: Final = 64
 MAX_RELAYS: Final = 8
@@ -286,7 +288,9 @@ def parse(value: Json) -> Charter:
     Raises:
         BadCharter: anything else (Malformed or BadKey where a digest, a member's key or a relay is the cause).
     """
-    named = {"relays"} if isinstance(value, dict) and "relays" in value else set()  # a charter without any has no such key
+    named = (
+        {"relays"} if isinstance(value, dict) and "relays" in value else set()
+    )  # a charter without any has no such key
     whole = _object(value, "charter", _KEYS | named)
     if whole["v"] != VERSION or whole["v"] is True:
         raise BadCharter(f"couldn't read charter: version {whole['v']!r} is not {VERSION}")

@@ -28,7 +28,7 @@ from protocol.merkle import leaf_hash
 VERSION: Final = 1
 DOMAIN: Final = "entry"
 MAX_LINE: Final = 32 * 1024  # headers are forever and every member keeps them: they stay small
-MAX_BODY: Final = 256 * 1024  # charters and cuts name every member and feed: a body may be larger than a line
+MAX_BODY: Final = 768 * 1024  # charters and cuts name every member and feed: a body may be larger than a line
 MAX_SEEN: Final = 64
 SALT_BYTES: Final = 16
 

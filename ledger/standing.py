@@ -16,8 +16,8 @@ from ledger.charter import MAX_WAS, Charter, Member
 from ledger.cuts import Amendment, Cut, Place
 from ledger.errors import BadCharter
 from ledger.facts import Asked, Contribution, Decision, Flaw
-from ledger.reaching import Reaching
 from ledger.mentions import Mentions
+from ledger.reaching import Reaching
 from ledger.succession import RECOVERY, Statement
 from ledger.tally import DoubleVote, Source, Tally
 from ledger.witnesses import Witnesses

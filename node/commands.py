@@ -22,7 +22,7 @@ from node.audits import auditing
 from node.collective import charters as wishes
 from node.collective import forgetting, reports, succeeding
 from node.collective.seat import Seat, now_ms
-from node.data import carrying, curating, erasing, granting, residual
+from node.data import carrying, curating, erasing, granting, residual, taking
 from node.errors import DaemonDown, NoCollective, NotAllowed
 from node.home import Home
 from node.session import Session
@@ -313,6 +313,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "data.seal": curating.seal,
     **granting.COMMANDS,
     **carrying.COMMANDS,
+    **taking.COMMANDS,
     **peering.COMMANDS,
     **storing.COMMANDS,
     "config.reload": _reload,

@@ -30,6 +30,7 @@ from node.network.streams import Tap
 from node.parts import build
 from node.serving.front import Front
 from node.session import Session
+from node.twins import Twins
 from protocol.canon import Json
 from protocol.errors import Fatal, FishernetError
 
@@ -40,7 +41,7 @@ _ANSWERED_S: Final = 0.2
 _STOP_S: Final = 4.0
 _INSIST_S: Final = (1.5, 3.0)
 _JOBS: Final = frozenset(
-    {"swarm", "sync", "control", "join", "watch", "announce", "keep", "api", "council", "train", "witness"}
+    {"swarm", "sync", "control", "join", "watch", "announce", "twins", "keep", "api", "council", "train", "witness"}
 )
 _RETRY_RUN_S: Final = 15.0
 _KEEP_S: Final = 5.0
@@ -83,6 +84,8 @@ class Daemon:
         session.daemon = self.answers
         self.joining = Joining(session, self.parts.sync, self._next_change, accept_fork_risk=accept_fork_risk)
         self.again = False  # whether to start anew after the end
+        self.twins = Twins(self.seat, self.parts.looking, self.answers.linked)
+        self._fork_risk, self._held = accept_fork_risk, self.seat.fold.sizes.get(self.seat.me, 0)
         self._decided = len(self.seat.fold.decisions)
         self.seat.listen(lambda member: self._wrote.set() if member == self.seat.me else None)
 
@@ -92,7 +95,7 @@ class Daemon:
         if (warning := self.session.store.sqlite_warning()) is not None:
             log.info("event=sqlite warning=%s", warning)
         loop, parts = asyncio.get_running_loop(), self.parts
-        self.session.told = functools.partial(loop.call_soon_threadsafe, self._told)
+        self.session.told = lambda stage, part: loop.call_soon_threadsafe(self._told, stage, part)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
@@ -180,14 +183,17 @@ class Daemon:
         self.front.open(epoch, model, adapter)
         jobs.create_task(self.front.run(), name="api")
         await self.joining.seat()
-        held = self.seat.fold.sizes.get(self.seat.me, 0)
         await self.joining.own_head()
-        recovering.settle(self.session, held)
+        recovering.settle(self.session, self._held)
+        if not (self._fork_risk or await self.twins.be_alone()):
+            log.warning("event=twin-gone")
+            return self.stop(again=True)  # and ask everybody anew how long our feed has become
         await self.joining.caught_up(self.parts.rounds.lacking)
         await self.joining.begin()
         self.answers.use_data()
         self.answers.settled.set()
         log.info("event=ready member=%s height=%s", self.seat.me[:12], self.seat.fold.height)
+        jobs.create_task(self.twins.run(), name="twins")
         jobs.create_task(self.parts.witnessing.run(), name="witness")
         jobs.create_task(self.parts.council.run(), name="council")
         jobs.create_task(self._train(), name="train")

@@ -22,6 +22,7 @@ from node.collective.measure import Scales
 from node.collective.replay import Replay
 from node.collective.seat import Seat
 from node.collective.witnessing import Witnessing
+from node.data import recovering
 from node.data.egress import Egress, policy_of
 from node.data.permits import Permits
 from node.errors import NotAllowed
@@ -38,6 +39,7 @@ from node.syncing.blobs import BlobStore
 from node.syncing.sync import Sync, SyncRules
 from node.training.rounds import Rounds
 from node.training.trainer import WorkerTrainer
+from node.twins import mark_of
 from protocol.ids import MemberId
 
 log = logging.getLogger("fishernet.daemon")
@@ -127,6 +129,8 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
     def received(member: MemberId, records: Sequence[Record]) -> None:
         """Take entries in; our own come back while we are asking for them, later only from somebody who has our key."""
         twin = member == seat.me and bool(records) and seat.paused is None
+        if member == seat.me and records:
+            recovering.note(session.store, records[0].entry.header.seq)
         seat.receive(member, records)
         if twin:
             log.error("event=twin at=%s", records[0].entry.header.seq)
@@ -146,9 +150,10 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
         founded_ms=seat.founded_ms,
         held=lambda member: (seat.size(member), session.store.stored_bytes(seat.collective, member)),
     )
+    session.growth = growth
     swarm = Swarm(swarm_config(session, config, guard), tap=tap)
 
-    looked: dict[MemberId, int] = {}
+    looked = {member: len(made) for member, made in seat.fold.contributions.items()}
 
     def grown(member: MemberId) -> None:
         if seat.fold.known:
@@ -190,7 +195,10 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
     )
     guard.member_of = sync.member_of
     looking = Looking(
-        swarm, where=swarm.where, allowed=lambda peer: (who := sync.member_of(peer)) is not None and seat.may_read(who)
+        swarm,
+        home=mark_of(home),
+        where=swarm.where,
+        allowed=lambda peer: (who := sync.member_of(peer)) is not None and seat.may_read(who),
     )
     keeper = Keeper(seat, blobs, lambda: session.config.storage, sync.survey, now_ms=seat.now_ms)
     holdings = Holdings(seat, blobs, sync, blob_arrived, admits=keeper.admits)
@@ -200,8 +208,6 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
     council = Council(seat, replay, Judge(seat, replay, scales, holdings.fetch))
     rounds = Rounds(seat, replay, blobs, trainer, scales, permits=permits, egress=egress)
     witnessing = Witnessing(seat, identity, heartbeat_s=config.ledger.heartbeat_s)
-    for known in seat.fold.contributions:
-        looked[known] = len(seat.fold.contributions[known])
     seat.listen(grown)
     grown(seat.me)
     return Parts(

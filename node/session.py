@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from contrib.models import Model
     from contrib.rows import RowStore
     from node.data.erasing import Eraser
+    from node.guarding.growth import Growth
     from node.keys.identity import Identity
 
 _HINT = "fishernet collective create --name NAME, or fishernet collective join ID MULTIADDR"
@@ -36,7 +37,7 @@ class Session:
     """An opened home. `identity` is None in a reading session, `daemon` outside a running one.
 
     `row_key` opens sealed rows; without a passphrase it opens none, and their contents stay closed. `told(stage, part)` hears how
-    far a long command is, in any thread; `carried(maker, made, size)` what a bundle says about the length of our own feed.
+    far a long command is, in any thread; `growth` is what feeds may still grow by, where a daemon counts it; `carried(maker, made, size)` what a bundle says about the length of our own feed.
     """
 
     home: Home
@@ -47,6 +48,7 @@ class Session:
     daemon: Running | None = None
     seat: Seat | None = field(default=None)
     row_key: RowKey | None = field(default=None, repr=False)
+    growth: Growth | None = field(default=None, repr=False)
     told: Callable[[str, float], object] = lambda _stage, _part: None
     carried: Callable[[MemberId, int, int], None] = lambda _maker, _made, _size: None
     _eraser: Eraser | None = field(default=None, repr=False)

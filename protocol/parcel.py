@@ -64,8 +64,8 @@ class Header:
             "collective": self.collective,
             "maker": self.maker,
             "made": self.made,
-            "since": dict(self.since),
-            "heads": dict(self.heads),
+            "since": {member: size for member, size in self.since.items()},
+            "heads": {member: size for member, size in self.heads.items()},
             "readers": {reader: to_base64(key) for reader, key in self.readers.items()},
         }
 

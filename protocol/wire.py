@@ -108,7 +108,7 @@ MAX_HEADS = 1024
 MAX_PAGE = 1 << 20  # bytes of one feed answer
 PAGE_RECORDS = 256
 MAX_LINE = 32 * 1024
-MAX_BODY = 256 * 1024
+MAX_BODY = 768 * 1024  # a page holds one at least
 CHUNK = 256 * 1024  # a blob travels in reads of this size
 SALT = 16
 

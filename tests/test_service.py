@@ -51,7 +51,7 @@ def test_the_unit_ends_every_process_of_a_node_and_reloads_by_sighup() -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_knows_every_setting_of_the_unit(tmp_path: Path) -> None:
-    text = UNIT.read_text().replace("/opt/fishernet/.venv/bin/fishernet", sys.executable)
+    text = UNIT.read_text().replace("/usr/local/bin/fishernet", sys.executable)
     text = re.sub(r"^(User|Group)=.*$", r"\1=root", text, flags=re.MULTILINE)
     sound, wrong = tmp_path / "fishernet.service", tmp_path / "wrong.service"
     sound.write_text(text)

@@ -47,8 +47,8 @@ def bundle() -> None:
 def export(file: Path, since: str | None, feeds_only: bool, readers: tuple[str, ...]) -> None:
     """Write feeds and blobs of the collective into FILE, for `fishernet bundle import` at another member.
 
-    A bundle holds members' data: what a stranger never gets from a node. Without --to whoever gets FILE can read it. Blobs go only
-    to whom the egress policy of this node lets them out to. FILE is replaced when the bundle is whole.
+    A bundle holds members' data: what a stranger never gets from a node. Without --to whoever gets FILE can read it. Blobs go
+    only to whom the egress policy of this node lets them out to. FILE is replaced when the bundle is whole.
     """
     invocation = here()
     earlier = Path(since) if since else None
@@ -70,15 +70,16 @@ def export(file: Path, since: str | None, feeds_only: bool, readers: tuple[str, 
 def import_(file: Path) -> int:
     """Take in what FILE holds, with the same checks as from a peer; on a running node or a stopped one.
 
-    It may be repeated: what is here already is passed over. Ends with 1 when something in it was refused or a member is convicted of
-    two histories, with 2 when it ends early or leaves a gap to what is held here.
+    It may be repeated: what is here already is passed over. Ends with 1 when something in it was refused or a member is
+    convicted of two histories, with 2 when it ends early, leaves a gap to what is held here, or brings more of a feed than may come at once.
     """
     invocation = here()
     with _progress(invocation) as told:
         taken = _ask(invocation, told, "bundle.import", file=str(file.absolute()))
     invocation.answer(taken, _taken)
     found: Any = taken
-    return 1 if found["refused"] or found["forks"] else 2 if found["gaps"] or not found["whole"] else 0
+    later = found["gaps"] or found["held_back"] or not found["whole"]
+    return 1 if found["refused"] or found["forks"] else 2 if later else 0
 
 
 @bundle.command()
@@ -162,6 +163,8 @@ def _taken(_out: object, told: Any) -> None:
         click.echo(
             f"gap in the feed of {member[:12]}: {held} entries are here, the bundle goes on later; get an earlier one"
         )
+    for member in told["held_back"]:
+        click.echo(f"the feed of {member[:12]} grew faster than [limits] allow: the rest waits, import it again later")
     if told["strangers"]:
         click.echo(f"passed over {told['strangers']} feeds of strangers")
     if not told["whole"]:

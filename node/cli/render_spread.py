@@ -15,7 +15,19 @@ from node.cli.render import DASH, size, text
 def spread(out: Console, result: Mapping[str, Any]) -> None:
     """One row for each swarm, then the notes."""
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("members", "topology", "links", "hops", "theory", "page hops", "one entry", "burst p95", "an entry", "idle", "join"):
+    for name in (
+        "members",
+        "topology",
+        "links",
+        "hops",
+        "theory",
+        "page hops",
+        "one entry",
+        "burst p95",
+        "an entry",
+        "idle",
+        "join",
+    ):
         table.add_column(name, justify="left" if name == "topology" else "right")
     burst = result["config"]["swarm"]["burst"]
     for swarm in result["swarms"]:

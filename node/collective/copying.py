@@ -62,7 +62,9 @@ def repeated(fold: Collective, replay: Replay, contribution: Contribution) -> bo
         end, left = 0, ()
     upto = len(published)
     first, mine = earlier_than(fold, contribution), fold.owner(contribution.member)
-    fresh = [c for c in published[end:upto] if c.epoch == contribution.epoch and first(c) and fold.owner(c.member) != mine]
+    fresh = [
+        c for c in published[end:upto] if c.epoch == contribution.epoch and first(c) and fold.owner(c.member) != mine
+    ]
     undecided = tuple(c for c in (*left, *fresh) if not replay.unlike(contribution, c))
     replay.compared[contribution.event] = (decided, upto, undecided)
     while len(replay.compared) > MAX_COMPARED:

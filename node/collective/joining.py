@@ -33,6 +33,7 @@ _HEAD_ANSWER_S: Final = 10.0
 _RETRY_S: Final = 2.0
 _STALLED_S: Final = 15.0  # a busy machine may take a moment for a blob
 _FAR: Final = 256  # entries that are missing: more than ordinary rounds bring at once
+_NOBODY: Final = "nobody who can be reached has them"
 _ASKING: Final = "peers have not been asked yet how long our feed is"
 _NO_SEAT: Final = "this node has no seat in the collective yet: a member must invite it"
 _GONE: Final = "the seat of this node's key went to {}; the keys of that member are not in this home"
@@ -142,10 +143,10 @@ class Joining:
         told, pace = False, Pace(_STALLED_S)
         while (left := (self._sync.behind(), lacking())) != (0, 0):
             if not pace.moving((left, sum(self._seat.fold.sizes.values()))):
-                log.warning("event=still-behind entries=%s blobs=%s cause=nobody who can be reached has them", *left)
+                log.warning("event=still-behind entries=%s blobs=%s cause=%s", left[0], left[1], _NOBODY)
                 return
             if not told:
-                log.info("event=catching-up entries=%s blobs=%s", *left)
+                log.info("event=catching-up entries=%s blobs=%s", left[0], left[1])
             told = True
             await self._next_change()
 

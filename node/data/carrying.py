@@ -1,10 +1,7 @@
-"""Bundles: feeds and blobs that leave and enter this node by file, for members without a link.
+"""Export of bundles: feeds and blobs that leave this node by file, for members without a link.
 
-Export asks the charter who may read and the egress policy who may get blobs, as the desk does for peers. Import gives every
-entry to the same checks that entries from a peer meet: signature, chain, head, fork; a blob is taken when a contribution
-that is held names it with this digest and size. What is taken is taken entry by entry, so an import that was broken off is
-simply done again. Knows no network. Invariant: nothing of a bundle is believed because of who made or brought it, but for one
-thing: how long our own feed is where its maker is a member (`Session.carried`).
+The charter is asked who may read, and the egress policy who may get blobs, as the desk does for peers. Knows no network; how a
+bundle is taken in is `node.data.taking`. Invariant: a file that has the name that was asked for is whole and on the disk.
 """
 
 from __future__ import annotations
@@ -15,28 +12,23 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from ledger import charter as charters
-from ledger import events
 from ledger.collective import Collective, Contribution
 from ledger.cuts import Cut
-from ledger.entry import Record
-from ledger.errors import FeedFrozen, ForkSeen
 from node.collective.seat import Seat
 from node.data.egress import Egress, policy_of
 from node.errors import EgressStopped, NotAllowed
-from node.errors_network import BlobCorrupt, BundleCut, NotForUs
+from node.errors_network import NotForUs
 from node.files import room
 from node.session import Session
 from node.syncing.blobs import BlobStore
-from node.syncing.exchange import from_wire, to_wire
+from node.syncing.exchange import to_wire
 from node.syncing.parcels import Reader, Writer
 from protocol import envelope, parcel, wire
 from protocol.canon import Json
-from protocol.errors import Refused
 from protocol.ids import CollectiveId, Digest, MemberId
 from protocol.parcel import Blob, Header, Page
 
@@ -243,169 +235,6 @@ def _written(out: Path) -> Iterator[BinaryIO]:
             raise
 
 
-# -- import ------------------------------------------------------------------------------------------------------------
-@dataclass(slots=True, kw_only=True)
-class Taken:
-    """What came of an import."""
-
-    entries: int = 0
-    repeated: int = 0
-    blobs: int = 0
-    known_blobs: int = 0
-    passed_blobs: int = 0  # that no contribution names, or that are not wanted any more
-    forks: list[MemberId] = field(default_factory=list)
-    refused: list[tuple[str, str]] = field(default_factory=list)  # feed or blob, why
-    gaps: dict[MemberId, int] = field(default_factory=dict)  # feed -> the first entry that is missing here
-    strangers: set[MemberId] = field(default_factory=set)
-
-
-async def take(session: Session, args: Args) -> Json:
-    """Take in what a bundle holds.
-
-    Raises:
-        BundleError, Refused: the file is no bundle, or not one for us; nothing was taken.
-        StoreFull, DiskFull: no room; what came before is kept.
-    """
-    seat, path = session.need_seat(), Path(str(args.get("file")))
-    key = session.identity.key if session.identity else None
-    taken, cut = Taken(), ""
-    with path.open("rb") as file:
-        header = Reader(file, key).header
-    if header.collective != seat.collective:
-        raise NotForUs(f"couldn't import bundle: it is of another collective ({header.collective[:12]})")
-    for _ in range(_PASSES):
-        strangers = taken.strangers
-        taken.strangers = set()
-        try:
-            await _Taking(session, taken, path).run()
-        except BundleCut as e:
-            cut = str(e)
-        met = {m for m in taken.strangers if _wants(seat, m)}
-        if not met or met == strangers:  # somebody's seat was only known after their feed had been passed over
-            break
-    if not cut:
-        session.carried(header.maker, header.made, header.heads.get(seat.me, 0))
-    log.info("event=bundle-imported maker=%s entries=%s blobs=%s", header.maker[:12], taken.entries, taken.blobs)
-    lacking = [c for c in wanted(seat.fold) if not BlobStore(seat.home.blobs).has(c.blob)] if seat.fold.known else []
-    return {
-        **described(header, seat.fold),
-        "entries": taken.entries,
-        "repeated": taken.repeated,
-        "blobs": taken.blobs,
-        "known_blobs": taken.known_blobs,
-        "passed_blobs": taken.passed_blobs,
-        "forks": list(taken.forks[:_LISTED]),
-        "refused": [[what, why] for what, why in taken.refused[:_LISTED]],
-        "gaps": dict(taken.gaps),
-        "strangers": len(taken.strangers),
-        "lacking_blobs": len(lacking),
-        "whole": not cut,
-        "cut": cut,
-    }
-
-
-class _Taking:
-    """One pass over a file."""
-
-    def __init__(self, session: Session, taken: Taken, path: Path) -> None:
-        self._session, self._seat, self._taken, self._path = session, session.need_seat(), taken, path
-        self._blobs = BlobStore(self._seat.home.blobs)
-        self._spoilt: set[MemberId] = set()  # feeds of which nothing more is looked at
-        self._named: dict[Digest, int] | None = None  # blobs that are wanted, with their sizes; None: look again
-
-    async def run(self) -> None:
-        """Take item by item; reading and checking go on in a thread."""
-        key = self._session.identity.key if self._session.identity else None
-        size = max(1, self._path.stat().st_size)
-        with self._path.open("rb") as file:
-            reader = Reader(file, key)
-            items = reader.items()
-            while (item := await asyncio.to_thread(next, items, None)) is not None:
-                if isinstance(item, Page):
-                    await self._page(item)
-                elif isinstance(item, Blob):
-                    await self._blob(item, reader)
-                self._session.told("taking in", reader.at / size)
-
-    async def _page(self, item: Page) -> None:
-        member, taken = item.member, self._taken
-        if member in self._spoilt:
-            return
-        if not _wants(self._seat, member):
-            if len(taken.strangers) < parcel.MAX_FEEDS:
-                taken.strangers.add(member)
-            return
-        try:
-            records = await asyncio.to_thread(from_wire, item.page.records)
-            if not self._seat.fold.known:
-                _founds(self._seat.collective, member, records)
-            held = self._held(member)
-            if records and records[0].entry.header.seq > held:
-                taken.gaps[member] = held
-                self._spoilt.add(member)
-                records = []  # the head is taken all the same: if it is ours, nothing is appended until the rest is here
-            store, collective = self._session.store, self._seat.collective
-            fresh = await asyncio.to_thread(store.append_foreign, collective, member, records, item.page.note)
-        except ForkSeen as e:
-            self._seat.fork_found(e.fork)
-            taken.forks.append(member)
-            self._spoilt.add(member)
-        except FeedFrozen:
-            self._spoilt.add(member)
-        except Refused as e:
-            taken.refused.append((member, str(e)))
-            self._spoilt.add(member)
-        else:
-            taken.repeated += len(records) - len(fresh)
-            if fresh:
-                taken.entries += len(fresh)
-                self._named = None
-                self._seat.receive(member, fresh)
-
-    def _held(self, member: MemberId) -> int:
-        head = self._session.store.head(self._seat.collective, member)
-        return 0 if head is None else head.size
-
-    async def _blob(self, item: Blob, reader: Reader) -> None:
-        if self._named is None:
-            fold = self._seat.fold
-            self._named = {c.blob: c.size for c in wanted(fold)} if fold.known else {}
-        if self._named.get(item.digest) != item.size:
-            self._taken.passed_blobs += 1
-        elif self._blobs.has(item.digest):
-            self._taken.known_blobs += 1
-        else:
-            try:
-                await asyncio.to_thread(self._store, item, reader)
-                self._taken.blobs += 1
-            except BlobCorrupt as e:
-                self._taken.refused.append((item.digest, str(e)))
-
-    def _store(self, item: Blob, reader: Reader) -> None:
-        with self._blobs.partial(item.digest, item.size) as part:
-            part.restart()
-            for chunk in reader.chunks():
-                part.write(chunk)
-            part.finish()
-
-
-def _wants(seat: Seat, member: MemberId) -> bool:
-    """Whose feed is taken: whoever has or had a seat; before the charter is here, whoever can prove to have founded it."""
-    return not seat.fold.known or member == seat.me or member in seat.fold.ever_members()
-
-
-def _founds(collective: CollectiveId, member: MemberId, records: Sequence[Record]) -> None:
-    """Refuse any feed but the founder's while the charter is not here."""
-    first = records[0] if records else None
-    genesis = first is not None and first.entry.header.seq == 0 and first.entry.header.type == events.Genesis.TYPE
-    if first is None or not genesis or first.body is None:
-        raise Refused("couldn't take feed: the charter is not here yet, and this feed does not begin with it")
-    event = events.parse(events.Genesis.TYPE, first.body.value())
-    charter = charters.parse(dict(event.charter)) if isinstance(event, events.Genesis) else None
-    if charter is None or charters.collective_id(charter) != collective or charter.member(member) is None:
-        raise Refused("couldn't take feed: its charter is not that of the collective")
-
-
 # -- looking -----------------------------------------------------------------------------------------------------------
 async def show(session: Session, args: Args) -> Json:
     """What a bundle says of itself; nothing is taken, and a sealed one need not be for us."""
@@ -430,5 +259,5 @@ def described(header: Header, fold: Collective | None) -> dict[str, Json]:
     }
 
 
-COMMANDS: Final = {"bundle.export": export, "bundle.import": take, "bundle.show": show}
+COMMANDS: Final = {"bundle.export": export, "bundle.show": show}
 READING: Final = frozenset({"bundle.show"})

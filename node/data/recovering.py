@@ -11,22 +11,31 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from ledger import events
 from ledger.entry import Record
+from ledger.store import Store
 from node.collective.seat import PAGE
 from node.data import residual
 from node.session import Session
 
 log = logging.getLogger("fishernet.recovering")
+_NOTED: Final = "recovering.from"  # state: the first entry of ours that came back and was not seen to
 _ROWS: Final = frozenset({"row", "subject"})  # scopes of erasures that deleted rows
 
 
+def note(store: Store, seq: int) -> None:
+    """Remember that entries of our own feed came back from `seq` on, until `settle` has seen to them, over a restart too."""
+    before = store.get_state(_NOTED)
+    if not before or int(before) > seq:
+        store.put_state(_NOTED, str(seq).encode())
+
+
 def settle(session: Session, held: int) -> list[str]:
-    """Bring this node's state in line with its feed, of which `held` entries were here before the others were asked.
+    """Bring this node's state in line with its feed, of which `held` entries were here at its start, or fewer as was noted.
 
     Returns the data sets whose rows were put aside, because rows of theirs were forgotten after the copy was made.
 
@@ -34,9 +43,19 @@ def settle(session: Session, held: int) -> list[str]:
         StoreFull, StoreBusy, StoreBroken: nothing may be written before it is done.
     """
     seat = session.need_seat()
+    noted = seat.store.get_state(_NOTED)
+    held = min(held, int(noted)) if noted else held
     back = list(_records(session, held))
     if not back:
         return []
+    old = _settle(session, held, back)
+    if noted:
+        seat.store.put_state(_NOTED, b"")
+    return old
+
+
+def _settle(session: Session, held: int, back: Sequence[Record]) -> list[str]:
+    seat = session.need_seat()
     log.warning("event=feed-recovered held=%s recovered=%s", held, len(back))
     bodies = [(r.entry.header.type, r.body.value()) for r in back if r.body is not None]
     runs = [str(body["run"]) for type_, body in bodies if type_ == events.Published.TYPE]

@@ -65,9 +65,9 @@ class HeadedStore(MemoryStore):
         super().__init__(archive)
         self._roots = roots
         self._signed: dict[MemberId, Head] = {}
-        self._keys: dict[MemberId, keys.SigningKey] = {}
-        self._changes: dict[MemberId, int] = {}
-        self._change = 0
+        self._signing: dict[MemberId, keys.SigningKey] = {}
+        self._touches: dict[MemberId, int] = {}
+        self._touch = 0
 
     def copy_of(self, other: HeadedStore) -> None:
         """Hold what `other` holds."""
@@ -76,7 +76,7 @@ class HeadedStore(MemoryStore):
 
     def sign_with(self, key: keys.SigningKey, collective: CollectiveId) -> None:
         """Sign the heads of this key's feed when they are asked for."""
-        self._keys[keys.member_id(key)] = key
+        self._signing[keys.member_id(key)] = key
 
     def length(self, collective: CollectiveId, member: MemberId) -> int:
         """How many entries of a feed are here."""
@@ -85,11 +85,11 @@ class HeadedStore(MemoryStore):
     def changes(self, collective: CollectiveId, since: int = 0) -> tuple[list[tuple[MemberId, int]], int]:
         """The feeds written to after change number `since`, with the number of the last change, ascending; and the newest."""
         found: list[tuple[MemberId, int]] = []
-        for member, number in reversed(self._changes.items()):
+        for member, number in reversed(self._touches.items()):
             if number <= since:
                 break
             found.append((member, number))
-        return found[::-1], self._change
+        return found[::-1], self._touch
 
     def tree(self, collective: CollectiveId, member: MemberId, *, remember: bool = False) -> Tree:
         """The tree of one feed, made from its leaves."""
@@ -104,7 +104,7 @@ class HeadedStore(MemoryStore):
 
     def heads(self, collective: CollectiveId, member: MemberId | None = None) -> list[Head]:
         """The newest signed head of each feed (of one `member`, if given)."""
-        for own, key in self._keys.items():
+        for own, key in self._signing.items():
             size = len(self._feeds.get(own, ()))
             known = self._signed.get(own)
             if size and member in (None, own) and (known is None or known.size < size):
@@ -129,7 +129,7 @@ class HeadedStore(MemoryStore):
     ) -> Record:
         """As the memory store's; keeps the key to sign heads."""
         made = super().append(key, collective, type, body, now_ms=now_ms, salt=salt, seen=seen, state=state)
-        self._keys[keys.member_id(key)] = key
+        self._signing[keys.member_id(key)] = key
         self._touched(keys.member_id(key))
         return made
 
@@ -155,9 +155,9 @@ class HeadedStore(MemoryStore):
         return fresh
 
     def _touched(self, member: MemberId) -> None:
-        self._change += 1
-        self._changes.pop(member, None)
-        self._changes[member] = self._change
+        self._touch += 1
+        self._touches.pop(member, None)
+        self._touches[member] = self._touch
 
     def _check(self, member: MemberId, head: Head | None) -> None:
         feed = self._feeds.get(member, [])

@@ -297,7 +297,12 @@ def simulate(config: SpreadConfig, progress: Progress = lambda _text, _part: Non
         for size in wanted.sizes
         if size <= {"full": wanted.full_up_to, "ring": wanted.ring_up_to}.get(topology, size)
     ]
-    work, swarms, costs, began = float(sum(size for _, size in plan)), list[Report](), list[Report](), time.process_time()
+    work, swarms, costs, began = (
+        float(sum(size for _, size in plan)),
+        list[Report](),
+        list[Report](),
+        time.process_time(),
+    )
     for topology, size in plan:
         progress(f"{size} members, {topology}", sum(s["members"] for s in swarms) / work)
         one, since = Spread(config, size, topology), time.process_time()
@@ -320,7 +325,7 @@ def simulate(config: SpreadConfig, progress: Progress = lambda _text, _part: Non
 
 
 NOTES = (
-    "p2pd, TCP windows and disks are not simulated; handshakes and headers are counted with round figures (node.simulation.ether)",
+    "p2pd, TCP windows and disks are not simulated; handshakes and headers are counted with round figures",
     "an entry's signature and a head's are verified once in the process for the same bytes, so the processor time of a node is"
     " without these: about 0.1 ms for each new entry and head",
 )

@@ -34,13 +34,19 @@ class Swarm(_Section):
         default=("neighbours", "ring", "full"),
         description="neighbours = as the node chooses; ring = the next one on each side; full = everybody to everybody.",
     )
-    full_up_to: int = Field(default=256, ge=3, description="No larger full mesh is simulated: it has N(N-1)/2 connections.")
+    full_up_to: int = Field(
+        default=256, ge=3, description="No larger full mesh is simulated: it has N(N-1)/2 connections."
+    )
     ring_up_to: int = Field(default=256, ge=3, description="No larger ring is simulated: news needs N/2 hops.")
     seed: int = Field(default=1, ge=0, lt=2**31, description="Of everything that is drawn.")
-    burst: int = Field(default=64, ge=1, description="Entries of the burst, each of another member where there are so many.")
+    burst: int = Field(
+        default=64, ge=1, description="Entries of the burst, each of another member where there are so many."
+    )
     burst_s: float = Field(default=2.0, ge=0, description="Simulated seconds over which they are written.")
     idle_s: float = Field(default=60.0, gt=0, description="Simulated seconds without news whose cost is measured.")
-    limit_s: float = Field(default=600.0, gt=0, description="Simulated seconds after which a spread that has not ended is given up.")
+    limit_s: float = Field(
+        default=600.0, gt=0, description="Simulated seconds after which a spread that has not ended is given up."
+    )
     joins: bool = Field(default=True, description="At the end a node that holds nothing comes and catches up.")
 
 

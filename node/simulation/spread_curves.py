@@ -29,7 +29,9 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     swarms: Sequence[Swarm] = report["swarms"]
     burst = report["config"]["swarm"]["burst"]
     _hops(panels[0][0], swarms)
-    _lines(panels[0][1], swarms, lambda s: s["burst"]["seconds"]["p95"], "95 % of a burst's entries are held after", "s")
+    _lines(
+        panels[0][1], swarms, lambda s: s["burst"]["seconds"]["p95"], "95 % of a burst's entries are held after", "s"
+    )
     _lines(
         panels[1][0],
         swarms,

@@ -73,15 +73,15 @@ def _identity(number: int, seed: int) -> Identity:
     key = SigningKey(hashlib.sha256(f"swarm/{seed}/ledger/{number}".encode()).digest())
     transport = SigningKey(hashlib.sha256(f"swarm/{seed}/transport/{number}".encode()).digest())
     made = bindings.make(key, transport)
-    return Identity(
-        number=number, key=key, member=member_id(key), peer=PeerId(str(made["peer"])), binding=made
-    )
+    return Identity(number=number, key=key, member=member_id(key), peer=PeerId(str(made["peer"])), binding=made)
 
 
 class Chosen(Neighbours):
     """Neighbours that a topology fixes: for comparison."""
 
-    def __init__(self, collective: CollectiveId, me: MemberId, rng: random.Random, among: Sequence[MemberId] | None) -> None:
+    def __init__(
+        self, collective: CollectiveId, me: MemberId, rng: random.Random, among: Sequence[MemberId] | None
+    ) -> None:
         """`among`: these alone; None: everybody."""
         super().__init__(collective, me, rng)
         self._among = None if among is None else frozenset(among)
@@ -111,8 +111,15 @@ class SwarmNode:
     """One node, not running before `start`."""
 
     def __init__(
-        self, identity: Identity, all_: Everyone, ether: Ether, neighbours: Neighbours, rng: random.Random, *,
-        heads_every_s: float, empty: bool = False
+        self,
+        identity: Identity,
+        all_: Everyone,
+        ether: Ether,
+        neighbours: Neighbours,
+        rng: random.Random,
+        *,
+        heads_every_s: float,
+        empty: bool = False,
     ) -> None:
         self.identity, self._all = identity, all_
         self.port = ether.port(identity.peer)

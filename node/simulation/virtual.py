@@ -2,7 +2,7 @@
 
 The product's own coroutines (`asyncio.sleep`, `asyncio.timeout`, events, task groups) run in it unchanged. What a coroutine
 sends to a thread runs at once, in the loop, so that one seed gives one order. Knows no network. Invariant: no real time passes
-in a wait, no socket is opened, and callbacks run in the order of their simulated time, those of one moment as they were asked for.
+in a wait, no socket is opened, and callbacks run in the order of their simulated time, those of one moment as they were asked.
 """
 
 from __future__ import annotations
@@ -36,12 +36,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def run_in_executor(self, executor: Any, func: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:  # type: ignore[override]
-        """Run `func` now; what it took is not simulated."""
+        """Run `func` now; what it took is not simulated, and what it raises is raised where the result is awaited."""
         done: asyncio.Future[_T] = self.create_future()
-        try:
-            done.set_result(func(*args))
-        except Exception as e:  # the waiter gets it, as from a thread
-            done.set_exception(e)
+        done.set_result(func(*args))
         return done
 
     def _jump(self, seconds: float | None) -> None:

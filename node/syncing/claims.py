@@ -43,6 +43,10 @@ class Claim:
         """Bytes a second so far."""
         return self.received / max(now - self.began, 1e-3)
 
+    def hear(self, count: int, now: float) -> None:
+        """Bytes have come."""
+        self.heard, self.received, self.partial = now, self.received + count, self.partial + count
+
     def silent(self, now: float) -> bool:
         """Whether nothing has come for a while."""
         return now - self.heard >= SILENT_S
@@ -87,10 +91,6 @@ class Claims:
         if claim is not None:
             self._open.append(claim)
         return claim
-
-    def heard(self, claim: Claim, count: int, now: float) -> None:
-        """Bytes came for a claim."""
-        claim.heard, claim.received, claim.partial = now, claim.received + count, claim.partial + count
 
     def came(self, claim: Claim, index: int) -> None:
         """The next piece of a claim is here, whole."""

@@ -93,6 +93,8 @@ class Desk:
                 except BlobMissing as e:
                     await stream.write(wire.refusal(e.code))
                 self.answers += 1
+                if not member:
+                    return  # strangers have few places: each is given back at once
                 header = await self._next(stream)
                 if header is not None:
                     self._rules.spend(stream.peer, protocol, "requests", 1)

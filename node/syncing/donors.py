@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from bisect import insort
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -48,15 +49,12 @@ class Candidate:
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Wish:
     digest: Digest
-    order: Callable[[], tuple[int, ...]]
     candidates: Callable[[], Sequence[Candidate]]
+    order: Callable[[], tuple[int, ...]]
     number: int
+    turn: tuple[int, ...]  # its place in the line: what `order` said when it came or was hurried, then its number
     waits_for: frozenset[PeerId] | None = None  # donors of which one has to be free; None: look again at any change
     lent: asyncio.Future[PeerId] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-    def turn(self) -> tuple[int, ...]:
-        """Its place in the line."""
-        return (*self.order(), self.number)
 
 
 class Donors:
@@ -66,7 +64,7 @@ class Donors:
         """`salt` makes the choice among equal donors our own."""
         self._salt = salt
         self._load: Counter[PeerId] = Counter()
-        self._waiting: dict[_Wish, None] = {}
+        self._waiting: list[_Wish] = []  # in the order of their turns
         self._numbers = count()
         self._rates: dict[PeerId, float] = {}
 
@@ -94,19 +92,20 @@ class Donors:
     async def lend(
         self, digest: Digest, order: Callable[[], tuple[int, ...]], candidates: Callable[[], Sequence[Candidate]]
     ) -> AsyncIterator[PeerId]:
-        """A donor for the length of the block. `order` (a `Rank` first) and `candidates` are asked whenever a place is free.
+        """A donor for the length of the block; `order` is a `Rank` and what decides inside it, asked now and by `hurry`.
 
         Raises:
             BlobMissing: there is no candidate now.
         """
-        wish = _Wish(digest=digest, order=order, candidates=candidates, number=next(self._numbers))
-        self._waiting[wish] = None
+        number = next(self._numbers)
+        wish = _Wish(digest=digest, candidates=candidates, order=order, number=number, turn=(*order(), number))
+        insort(self._waiting, wish, key=_turn)
         try:
             self._serve(wish)  # whoever waits already cannot be served now
             peer = await wish.lent
         except asyncio.CancelledError:
             if wish in self._waiting:
-                del self._waiting[wish]
+                self._waiting.remove(wish)
             elif not wish.lent.cancelled() and wish.lent.exception() is None:
                 self._give_back(wish.lent.result())  # it came in the same moment
             raise
@@ -117,7 +116,15 @@ class Donors:
 
     def grant(self) -> None:
         """Let everybody who waits look again, the most urgent first: call it when other donors have come or gone."""
-        for wish in sorted(self._waiting, key=_Wish.turn):
+        for wish in list(self._waiting):
+            self._serve(wish)
+
+    def hurry(self, digest: Digest) -> None:
+        """What wants this blob has become more urgent: ask for its order again."""
+        for wish in [w for w in self._waiting if w.digest == digest]:
+            self._waiting.remove(wish)
+            wish.turn = (*wish.order(), wish.number)
+            insort(self._waiting, wish, key=_turn)
             self._serve(wish)
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -126,28 +133,28 @@ class Donors:
         self._load[peer] -= 1
         if not self._load[peer]:
             del self._load[peer]
-        for wish in sorted((w for w in self._waiting if w.waits_for is None or peer in w.waits_for), key=_Wish.turn):
-            if self._serve(wish):
+        for wish in list(self._waiting):
+            if (wish.waits_for is None or peer in wish.waits_for) and self._serve(wish):
                 return
 
     def _serve(self, wish: _Wish) -> bool:
         """Whether a wish got a place; it is told when nobody can serve it, else it goes on waiting."""
         if wish.lent.done():
             return False  # given up in this moment
-        history = wish.order()[0] >= Rank.HISTORY
+        history = wish.turn[0] >= Rank.HISTORY
         if self.open >= TOTAL - (SPARE if history else 0):
             wish.waits_for = None
             return False
         found = wish.candidates()
         if not found:
-            del self._waiting[wish]
+            self._waiting.remove(wish)
             wish.lent.set_exception(BlobMissing(f"couldn't fetch blob {wish.digest[:12]}: nobody connected gives it"))
             return False
         best = self._best(wish, [c for c in found if self._load[c.peer] < PER_DONOR - history])
         if best is None:
             wish.waits_for = frozenset(c.peer for c in found)
             return False
-        del self._waiting[wish]
+        self._waiting.remove(wish)
         self._load[best.peer] += 1
         wish.lent.set_result(best.peer)
         return True
@@ -162,3 +169,7 @@ class Donors:
             return candidate.tier, slow, self._load[candidate.peer], hashlib.sha256(text).digest()
 
         return min(found, key=preference, default=None)
+
+
+def _turn(wish: _Wish) -> tuple[int, ...]:
+    return wish.turn

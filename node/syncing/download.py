@@ -11,23 +11,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from node.errors_network import BlobCorrupt, BlobMissing, DiskFull, PeerRefused, PeerUnreachable
-from node.finding.backoff import HOSTILE_S, Backoff
+from node.errors_network import BlobCorrupt, BlobMissing, DiskFull, PeerRefused
+from node.finding.backoff import HOSTILE_S, PASSING_S
 from node.guarding.limits import Fault
 from node.ports import Stream
-from node.syncing.blobs import BlobStore
+from node.syncing import asking
+from node.syncing.asking import Overtaken, Tally, Tools, WrongSize
 from node.syncing.claims import MOST, Claim, Claims
-from node.syncing.donors import Candidate, Donors, Rank
-from node.syncing.exchange import Asker
-from node.syncing.holders import Holders
+from node.syncing.donors import Candidate, Rank
 from node.syncing.pieces import PIECE, OnePiece, Pieces, count_of, length_of
 from node.syncing.settling import Settling
-from protocol import wire
-from protocol.errors import Malformed, Refused, Retry
+from protocol.errors import Refused, Retry
 from protocol.ids import Digest, MemberId, PeerId
 
 log = logging.getLogger(__name__)
@@ -36,10 +33,7 @@ MOST_DONORS: Final = 4
 SIMPLE: Final = 1 << 20  # bytes up to which one donor does it
 PER_STREAM: Final = 4 << 20  # beyond that, bytes for which one more donor is asked
 _LOOK_S: Final = 0.5
-_FIRST_READ, _LEAST_READ = 16 * 1024, 8 * 1024  # bytes: news of a slow donor comes often enough
-_READ_S: Final = 0.25  # a read is as long as the donor is known to take this for
 _MEASURED: Final = 1 << 20  # bytes that say something about a donor's speed
-_NOT_SPOKEN_S: Final = (600.0, 600.0)
 _GONE: Final = frozenset({"blob-missing", "kept-back", "not-a-member", "unknown-here"})
 _BUSY: Final = frozenset({"over-quota", "busy"})
 
@@ -49,38 +43,8 @@ def donors_for(size: int) -> int:
     return 1 if size <= SIMPLE else min(MOST_DONORS, 2 + size // PER_STREAM)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
-    """What downloads share. `peers` are the members' peers that are connected."""
-
-    asker: Asker
-    blobs: BlobStore
-    backoff: Backoff
-    donors: Donors
-    holders: Holders
-    peers: Callable[[], Sequence[PeerId]]
-    member_of: Callable[[PeerId], MemberId | None]
-    fault: Callable[[PeerId, Fault], None]
-    clock: Callable[[], float]
-
-
-@dataclass(slots=True)
-class Tally:
-    """What happened over all downloads."""
-
-    pieces: int = 0
-    bytes: int = 0
-    failures: int = 0
-    doubled: int = 0
-    liars: int = 0
-
-
 class _Whole(Exception):
     """Every piece has come: the other streams of this blob end."""
-
-
-class _Overtaken(Exception):
-    """Another donor has given the rest: this stream ends in the middle of its answer."""
 
 
 class Download:
@@ -102,6 +66,7 @@ class Download:
         self._claims = Claims(())
         self._sink: Pieces | OnePiece | None = None
         self._writes: set[asyncio.Future[bool]] = set()
+        self._broken: Exception | None = None
         self._changed = asyncio.Event()
         self._lengths: dict[PeerId, int] = {}
         self._share = min(MOST, -(-count_of(size) // donors_for(size)))  # pieces asked of one donor at a time
@@ -164,6 +129,8 @@ class Download:
         finally:
             while self._writes:
                 await asyncio.wait(self._writes)
+        if self._broken is not None:
+            raise self._broken  # of a stream that had ended before it was written
         return self._claims.whole
 
     async def _work(self, number: int) -> None:
@@ -218,12 +185,9 @@ class Download:
             c is not claim and c.at < claim.end and claim.at < c.end for c in self._claims.claims
         )
         try:
-            async with self._stream(peer, claim) as (total, stream):
-                if total != self._size:
-                    self._lengths[peer] = total
-                    raise Malformed(f"couldn't fetch blob {self._digest[:12]}: {total} bytes instead of {self._size}")
+            async with asking.asked(tools, self._digest, self._size, claim) as stream:
                 await self._receive(peer, claim, stream)
-        except _Overtaken:
+        except Overtaken:
             pass
         except DiskFull:
             raise
@@ -236,6 +200,8 @@ class Download:
                 tools.backoff.fail(("donor", peer))
         except Refused as e:
             self._failed(peer, e)
+            if isinstance(e, WrongSize):
+                self._lengths[peer] = e.stated
             tools.backoff.fail(matter, HOSTILE_S)
         except Retry as e:
             self._failed(peer, e)
@@ -249,34 +215,14 @@ class Download:
             self._claims.close(claim)
             self._changed.set()
 
-    @contextlib.asynccontextmanager
-    async def _stream(self, peer: PeerId, claim: Claim) -> AsyncIterator[tuple[int, Stream]]:
-        """The bytes of a claim, by the newer protocol; by the older one from a peer that does not speak that."""
-        tools, offset = self._tools, claim.at * PIECE
-        length = min(claim.end * PIECE, self._size) - offset
-        older = ("blob/2", peer)
-        async with contextlib.AsyncExitStack() as stack:
-            if length and not tools.backoff.blocked(older):
-                try:
-                    yield await stack.enter_async_context(tools.asker.part(peer, self._digest, offset, length))
-                    return
-                except PeerUnreachable:
-                    pass
-            total, stream = await stack.enter_async_context(tools.asker.blob(peer, self._digest, offset))
-            if length:
-                tools.backoff.fail(older, _NOT_SPOKEN_S)
-            yield total, stream
-            if offset + length < self._size:
-                raise _Overtaken  # it would send the rest, too
-
     async def _receive(self, peer: PeerId, claim: Claim, stream: Stream) -> None:
         """Read piece after piece while the one before is written; end where another donor has taken over."""
-        sink, write, asked = self._sink, None, claim.end
+        sink, write = self._sink, None
         if sink is None:
             return
         while claim.at < claim.end and self._claims.is_missing(claim.at):
             index = claim.at
-            data = await self._piece(peer, claim, stream, length_of(index, self._size))
+            data = await asking.piece(self._tools, stream, claim, length_of(index, self._size))
             if write is not None:
                 await write
             if not self._claims.is_missing(index):
@@ -290,8 +236,6 @@ class Download:
             self._changed.set()
         if write is not None:
             await write
-        if claim.at < asked:
-            raise _Overtaken
 
     def _write(self, sink: Pieces | OnePiece, index: int, data: bytes, peer: PeerId) -> asyncio.Future[bool]:
         loop = asyncio.get_running_loop()
@@ -301,20 +245,13 @@ class Download:
             return done
         write = loop.run_in_executor(None, sink.put, index, data, peer)
         self._writes.add(write)
-        write.add_done_callback(self._writes.discard)
+        write.add_done_callback(self._written)
         return write
 
-    async def _piece(self, peer: PeerId, claim: Claim, stream: Stream, length: int) -> bytes:
-        """One piece, in reads that are long for a fast donor and short for a slow one."""
-        parts, left = [], length
-        while left:
-            rate = claim.rate(self._tools.clock()) if claim.received else self._tools.donors.rate(peer)
-            most = _FIRST_READ if rate is None else max(_LEAST_READ, min(wire.CHUNK, int(rate * _READ_S)))
-            data = await stream.read(min(left, most))
-            self._claims.heard(claim, len(data), self._tools.clock())
-            parts.append(data)
-            left -= len(data)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    def _written(self, write: asyncio.Future[bool]) -> None:
+        self._writes.discard(write)
+        if not write.cancelled() and isinstance(error := write.exception(), Exception):
+            self._broken = error
 
     # -- when the bytes are wrong ------------------------------------------------------------------------------------
     async def _settle(self, sink: Pieces | OnePiece) -> bool:
@@ -343,7 +280,7 @@ class Download:
                     raise
                 except (Refused, Retry) as e:
                     self._failed(peer, e)
-                    self._tools.backoff.fail(self._matter(peer), HOSTILE_S if isinstance(e, Refused) else (0.25, 10.0))
+                    self._tools.backoff.fail(self._matter(peer), HOSTILE_S if isinstance(e, Refused) else PASSING_S)
                     settling.restart()
                     continue
                 if await asyncio.to_thread(settling.right):
@@ -367,12 +304,12 @@ class Download:
         for start, end in settling.runs(peer):
             now = self._tools.clock()
             claim = Claim(peer=peer, at=start, end=end, began=now, heard=now)
-            async with self._stream(peer, claim) as (total, stream):
-                if total != self._size:
-                    raise Malformed(f"couldn't fetch blob {self._digest[:12]}: {total} bytes instead of {self._size}")
-                for index in range(start, end):
-                    data = await self._piece(peer, claim, stream, length_of(index, sink.size))
-                    await asyncio.to_thread(settling.compare, index, data)
+            with contextlib.suppress(Overtaken):
+                async with asking.asked(self._tools, self._digest, self._size, claim) as stream:
+                    for index in range(start, end):
+                        data = await asking.piece(self._tools, stream, claim, length_of(index, sink.size))
+                        await asyncio.to_thread(settling.compare, index, data)
+                        claim.at = index + 1
 
     def _blame(self, liars: set[PeerId]) -> None:
         """These gave other bytes than those of the digest: they are left alone."""

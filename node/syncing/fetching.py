@@ -21,9 +21,10 @@ from typing import Final
 from node.errors_network import BlobTooLarge, DiskFull
 from node.finding.backoff import Backoff
 from node.guarding.limits import Fault
+from node.syncing.asking import Tally, Tools
 from node.syncing.blobs import BlobStore
 from node.syncing.donors import Donors, Rank
-from node.syncing.download import Download, Tally, Tools
+from node.syncing.download import Download
 from node.syncing.exchange import Asker
 from node.syncing.holders import Holders
 from node.syncing.pieces import PIECE
@@ -121,7 +122,10 @@ class Fetcher:
     def hurry(self, digest: Digest, rank: Rank) -> None:
         """A blob that is waited for is at least as urgent as this."""
         if digest in self._wanted:
-            self._ranks[digest] = min(rank, self._ranks.get(digest, rank))
+            before = self._ranks.get(digest, rank)
+            self._ranks[digest] = min(rank, before)
+            if rank < before:
+                self._donors.hurry(digest)
 
     def poke(self) -> None:
         """Peers have come or gone: whoever waits may look again."""

@@ -1,8 +1,8 @@
 """Who is known to hold which blob: what members answered when they were asked, and what they gave or refused to give.
 
 Members are asked for up to 1,024 digests at once (`/fishernet/have/1`), several callers' questions in one. Knows nothing of
-what blobs mean. Invariants: at most `MAX_DIGESTS` digests are remembered, the longest unused one is forgotten first; of each at most
-`MAX_PEERS` peers; an answer is a hint, never proof.
+what blobs mean. Invariants: at most `MAX_DIGESTS` digests are remembered, the longest unused one is forgotten first; of each
+at most `MAX_PEERS` peers; an answer is a hint, never proof.
 """
 
 from __future__ import annotations

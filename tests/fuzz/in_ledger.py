@@ -15,6 +15,7 @@ from functools import cache
 from paper import Paper, charter_of, key, witness_key
 
 from ledger import (
+    amending,
     bundle,
     charter,
     checkpoint,
@@ -213,32 +214,87 @@ def bodies() -> Iterator[bytes]:
 
 
 def folded(data: bytes) -> None:
-    """What a member may write into its feed, applied by everybody else's fold and book: they may call it a flaw, and no more."""
+    """What a member may write into its feed, one event or a few: the folds, books and votes of others go on, whatever it says."""
     said = canon.decode(data)
-    if not (isinstance(said, list) and len(said) == 2 and isinstance(said[0], str)):
-        raise Malformed("couldn't read event: a type and a body are expected")
-    member = paper().members["ada"]
+    pairs = said if isinstance(said, list) and said and isinstance(said[0], list) else [said]
+    if len(pairs) > 6:
+        raise Malformed("couldn't read events: six at most")
+    bob, book = copy.deepcopy(settled())
     prev, seq = ada_feed()[-1].entry.leaf, len(ada_feed())
-    if not isinstance(said[1], dict):
-        raise Malformed("couldn't read event: a body is an object")
-    record = entry.make(
-        ADA, collective=member.collective, seq=seq, prev=prev, ts=5, type=said[0], seen=(), body=said[1], salt=bytes(16)
-    )
-    fold, book = copy.deepcopy(settled())
-    fold.apply(record)
-    book.apply(record)
-    fold.fork_known(member.id)
-    assert fold.charter
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], dict)):
+            raise Malformed("couldn't read event: a type and a body are expected")
+        record = entry.make(
+            ADA,
+            collective=bob.collective,
+            seq=seq,
+            prev=prev,
+            ts=5,
+            type=pair[0],
+            seen=(),
+            body=pair[1],
+            salt=bytes(16),
+        )
+        bob.fold.apply(record)
+        book.apply(record)
+        prev, seq = record.entry.leaf, seq + 1
+    fold, ada = bob.fold, paper().members["ada"].id
+    for contribution in fold.pending():
+        fold.fate(contribution)
+    fold.fork_known(ada)
+    fold.doubted()
+    assert fold.peers is not None
+    for turn in range(4):
+        bob.step(10_000 * turn)
 
 
 @cache
 def settled():
-    """A fold and a book that hold everything but what is tried, made small for copying."""
-    bob = paper().members["bob"]
+    """An honest member and a book that hold everything but what is tried."""
     book = Book()
     for member in paper().members.values():
         book.apply_all(member.feed)
-    return bob.fold, book
+    return paper().members["bob"], book
+
+
+def turns() -> Iterator[bytes]:
+    """Bodies one by one, and some that only matter together."""
+    yield from bodies()
+    fold = paper().members["ada"].fold
+    last = [r for r in ada_feed() if r.entry.header.type == "release.proposed" and r.body is not None]
+    for record in last or ada_feed():
+        if record.body is not None:
+            kind, value = record.entry.header.type, record.body.value()
+            later: Json = {**value, "height": fold.height} if "height" in value else value
+            vote: Json = ["vote.accept", {"height": fold.height, "attempt": 0, "digest": digest(b"x")}]
+            yield canon.encode([[kind, later], vote, ["node.alive", {}]], max_bytes=1 << 20)
+    published: Json = {
+        "epoch": fold.charter.epoch_id, "number": 2, "blob": digest(b"b"), "size": 9, "run": "r",
+    }  # fmt: skip
+    verdict: Json = {
+        "height": fold.height, "candidate": digest(b"c"), "rows": 1, "versus_base": 1, "versus_parent": None, "objections": [],
+    }  # fmt: skip
+    yield canon.encode([["contribution.published", published], ["gate.verdict", verdict]])
+
+
+def changed(data: bytes) -> None:
+    """A change of the charter as any member may ask for it."""
+    amending.amended(charter_of(["ada", "bob"]), object_of(data))
+
+
+def changes() -> Iterator[bytes]:
+    member = charter_of(["ada", "bob"]).members[0].to_json()
+    d = digest(b"x")
+    for change in (
+        {"op": "add", "member": {**member, "id": keys.member_id(key("cyd")), "name": "cyd"}},
+        {"op": "role", "member": {**member, "role": "auditor"}},
+        {"op": "remove", "id": member["id"]},
+        {"op": "set", "field": "faults", "value": 0},
+        {"op": "set", "field": "gate", "value": charter_of(["ada"]).to_json()["gate"]},
+        {"op": "forget", "contributions": [d], "deadline": 5},
+        {"op": "succeed", "old": member["id"], "new": d, "size": 1, "leaf": d, "statement": {}},
+    ):
+        yield canon.encode(change)
 
 
 def chartered(data: bytes) -> charter.Charter:
@@ -345,7 +401,8 @@ TARGETS = (
     Target(
         name="event", read=body, write=lambda v: canon.encode(v, max_bytes=1 << 20), seeds=bodies, json=True, weight=4
     ),
-    Target(name="fold", read=folded, seeds=bodies, json=True, weight=0.5),
+    Target(name="fold", read=folded, seeds=turns, json=True, weight=0.5),
+    Target(name="amendment", read=changed, seeds=changes, json=True),
     Target(
         name="charter",
         read=chartered,

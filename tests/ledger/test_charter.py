@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nacl.signing import SigningKey
 from paper import charter_of, key
 
 from ledger import charter as charters
@@ -17,7 +18,7 @@ from ledger.charter import Adapter, Base, Charter, Gate, Member, Release, Update
 from ledger.errors import BadCharter
 from protocol.canon import decode, encode
 from protocol.errors import BadKey, Malformed, Refused
-from protocol.ids import digest
+from protocol.ids import digest, peer_id
 from protocol.keys import member_id
 
 CHARTER = charter_of(["ada", "bob", "cyd"])
@@ -67,7 +68,7 @@ def test_a_charter_with_a_key_more_or_less_is_refused(path: str) -> None:
         ("adapter.rank", 1, 1024), ("adapter.alpha", 1, 1 << 16), ("adapter.coordinates", 1, 1 << 28),
         ("update.density_ppm", 1, 1_000_000), ("gate.max_blob_bytes", 1024, 1 << 30),
         ("gate.norm_cap_micro", 1, 1 << 50), ("gate.tolerance_centinats", 0, 10_000),
-        ("gate.held_out_min", 0, 1_000_000), ("release.wait_for", 1, 256), ("release.patience_ms", 0, 1 << 40),
+        ("gate.held_out_min", 0, 1_000_000), ("release.wait_for", 1, 512), ("release.patience_ms", 0, 1 << 40),
         ("release.timeout_ms", 100, 1 << 40), ("epoch", 0, 1 << 40), ("members.0.weight", 1, 1000),
     ],
 )  # fmt: skip
@@ -301,3 +302,44 @@ def test_names_are_found_by_id() -> None:
     assert CHARTER.name_of(seat.id) == seat.name
     assert CHARTER.name_of("ab" * 32) == "abababababab"
     assert replace(CHARTER, members=()).member(seat.id) is None
+
+
+# -- relays ------------------------------------------------------------------------------------------------------------
+RELAYS = tuple(
+    f"/ip4/192.0.2.{n}/tcp/4242/p2p/{peer_id(bytes(SigningKey(bytes([n]) * 32).verify_key))}" for n in range(1, 10)
+)
+
+
+def test_a_charter_without_relays_has_the_bytes_that_it_had_before_there_were_any() -> None:
+    assert "relays" not in WHOLE
+    assert replace(CHARTER, relays=()).digest == CHARTER.digest == digest(encode(WHOLE))
+
+
+def test_relays_are_named_and_taken_back_by_amendment_and_start_no_epoch() -> None:
+    named = amended(CHARTER, {"op": "set", "field": "relays", "value": list(RELAYS[:2])})
+    assert named.relays == RELAYS[:2]
+    assert parse(decode(encode(named.to_json()))) == named
+    assert named.digest != CHARTER.digest
+    assert named.epoch_id == CHARTER.epoch_id
+    assert amended(named, {"op": "set", "field": "relays", "value": []}) == CHARTER
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [],
+        None,
+        "x",
+        [RELAYS[0], RELAYS[0].replace("4242", "4243")],
+        list(RELAYS),
+        [RELAYS[0].partition("/p2p/")[0]],
+        [RELAYS[0].replace("4242", "0")],
+        [RELAYS[0] + "/p2p-circuit" + "/p2p/" + RELAYS[1].rpartition("/")[2]],
+        [RELAYS[0].replace("192.0.2.1", "192.0.2.256")],
+        [7],
+    ],
+    ids=str,
+)
+def test_what_is_no_list_of_relays_is_refused(wrong: object) -> None:
+    with pytest.raises(Refused):
+        parse({**WHOLE, "relays": wrong})

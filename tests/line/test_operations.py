@@ -281,24 +281,36 @@ def test_a_running_node_takes_an_old_backup_by_starting_anew_and_gets_its_own_en
 
 
 @pytest.mark.slow
-def test_a_second_node_with_the_same_key_is_warned_about_and_the_first_stops_writing(line, tmp_path, monkeypatch):
+def test_a_second_node_with_the_same_key_writes_nothing_until_the_first_is_gone(line, tmp_path, monkeypatch):
     node, file = line["cinema"], tmp_path / "cinema.backup"
     backed_up(node, file, monkeypatch)
     line.settle()
-    twin = Node.__new__(Node)
-    twin.home = Home(path=tmp_path / "twin")
-    done = answer(twin, "restore", str(file))
-    assert "answers at" in done["warnings"][0]
-    assert "fork" in done["warnings"][0]
-    config.update(twin.home.config_file, "network", "listen", [f"/ip4/127.0.0.1/tcp/{free_port()}"])
-    second = Node(twin.home, 0)
+    home = Home(path=tmp_path / "twin")
+    assert run(["restore", str(file), "--home", str(home.path), "--json"]) == 0
+    config.update(home.config_file, "network", "listen", [f"/ip4/127.0.0.1/tcp/{free_port()}"])
+    second = Node(home, 0)
     second.start()
     try:
-        until(lambda: "another node writes" in str(node.status().get("paused")), 90, what="the first stops writing")
-        assert "another node writes" in typed(node, "doctor")[1]
+        until(lambda: "another node with this node" in str(second.status().get("paused")), 90, what="the second waits")
+        assert "stop the other node" in typed(second, "doctor")[1]
+        line.train([node])
+        before = node.own()
+        node.stop()
+        until(second.ready, 90, what="the second takes over")
+        assert second.own()[: len(before)] == before, "with all that the first has written"
+        assert second.own()[len(before)][0] == "node.started"
     finally:
         second.stop()
-    node.stop()
     line.start()
     line.settle()
     assert no_forks(line)
+
+
+def test_a_restore_beside_the_running_node_is_warned_about(line, tmp_path, monkeypatch, capsys):
+    node, file = line["cinema"], tmp_path / "cinema.backup"
+    backed_up(node, file, monkeypatch)
+    capsys.readouterr()
+    assert run(["restore", str(file), "--home", str(tmp_path / "twin"), "--json"]) == 0
+    warning = json.loads(capsys.readouterr().out)["warnings"][0]
+    assert "answers at" in warning
+    assert "fork" in warning

@@ -322,6 +322,14 @@ def test_the_residual_of_an_old_backup_is_dropped_and_its_runs_are_not_published
         session.store.put_state(residual.STATE, b"new")
         assert recovering.settle(session, own_size(home)) == []
         assert state(residual.STATE) == b"new", "a feed that was whole changes nothing"
+        recovering.note(session.store, own_size(home) - 1)
+        recovering.note(session.store, own_size(home))
+    with sessions.writing(home, None) as session:
+        recovering.settle(session, own_size(home))
+        assert session.store.get_state(residual.STATE) != b"new", "what came back before a stop is seen to after it"
+        session.store.put_state(residual.STATE, b"new")
+        recovering.settle(session, own_size(home))
+        assert session.store.get_state(residual.STATE) == b"new", "once"
 
 
 def test_rows_that_were_forgotten_after_the_backup_do_not_come_back_with_it(

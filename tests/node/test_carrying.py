@@ -292,7 +292,7 @@ def test_a_length_that_lies_is_refused_before_anything_is_allocated(made, body) 
 
 
 @given(at=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), sealed=st.booleans())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_changed_byte_never_gets_further_than_the_checks(small, at: float, flip: int, sealed: bool) -> None:
     """In the open a changed entry is refused by itself and the file by its digest; sealed, nothing after it is read."""
     data, reader = small[sealed]
@@ -329,7 +329,7 @@ def test_no_bytes_make_a_parser_of_bundles_fail_otherwise_than_by_refusing(data:
 
 @pytest.mark.parametrize("sealed", [False, True])
 def test_large_blobs_go_through_in_pieces(tmp_path: Path, sealed: bool) -> None:
-    size, secret, me = 24 << 20, envelope.fresh_key(), key("bob")
+    size, secret, me = 8 << 20, envelope.fresh_key(), key("bob")
     readers = {member_id(me): envelope.seal_key(secret, member_id(me))} if sealed else {}
     piece = bytes(1 << 16)
     name = hashlib.sha256(bytes(size)).hexdigest()
@@ -385,3 +385,20 @@ def test_the_law_of_headers_holds_for_many_feeds_and_readers() -> None:
                 readers={n: bytes(80) for n in names[:65]},
             ).to_bytes()
         )
+
+
+def test_a_feed_grows_no_faster_by_file_than_by_peers(made, newcomer, capsys) -> None:
+    post, _, file = made
+    config.update(newcomer.config_file, "limits", "feed_entries_per_day", 1)
+    world = post.world
+    few = {"entries": 2}
+    from node.guarding import growth
+
+    with pytest.MonkeyPatch.context() as patch:
+        rates = growth.rates_of
+        patch.setattr("node.data.taking.rates_of", lambda **given: _burst(rates(**given), few["entries"]))
+        code, told = fishernet(capsys, newcomer, "bundle", "import", str(file))
+    assert code == 2
+    founder = world.fold.founder
+    assert founder in told["held_back"]
+    assert fold_of(newcomer).sizes[founder] < world.fold.sizes[founder]

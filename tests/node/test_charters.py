@@ -18,6 +18,7 @@ from ledger.errors import BadCharter
 from node.collective import charters as wishes
 from node.errors import NotAllowed
 from protocol.errors import Refused
+from protocol.ids import peer_id
 from protocol.keys import member_id
 
 FOUNDER = Member(id=member_id(key("ada")), name="ada", role="contributor")
@@ -113,6 +114,18 @@ def test_a_recipe_may_come_with_its_parameters(model: Model) -> None:
     text = "guarded-mean/1:clip=1500,floor=3000"
     assert wishes.draft({"recipe": text}, model, FOUNDER).recipe == text
     assert after(CHARTER, wishes.changes(CHARTER, {"changes": {"recipe": text}})).recipe == text
+
+
+def test_relays_are_a_rule_like_any_other_though_a_charter_may_have_none() -> None:
+    relay = f"/dns4/relay.example/tcp/4242/p2p/{peer_id(bytes(key('relay').verify_key))}"
+    named = after(CHARTER, wishes.changes(CHARTER, {"changes": {"relays": [relay]}}))
+    assert named.relays == (relay,)
+    assert after(named, wishes.changes(named, {"changes": {"relays": []}})) == CHARTER
+    shown = {**named.to_json(), "id": "x", "height": 1, "quorum": 2, "epoch_id": "y"}
+    assert after(CHARTER, wishes.changes(CHARTER, {"charter": shown})) == named
+    assert wishes.changes(CHARTER, {"changes": {"relays": []}}) == []
+    with pytest.raises(Refused):
+        wishes.changes(CHARTER, {"changes": {"relays": ["/ip4/192.0.2.1/tcp/4242"]}})
 
 
 def test_a_rule_that_stays_as_it_is_is_no_change() -> None:

@@ -34,7 +34,7 @@ from node.guarding.guard import Fault, Limits
 from node.guarding.limits import Rate
 from node.network.looking import LOOK
 from node.network.p2pd import PeerID
-from node.syncing.exchange import Asker
+from node.syncing.exchange import Asker, read_frame
 from protocol import binding, wire
 from protocol.ids import digest
 
@@ -130,6 +130,11 @@ def test_whatever_a_stranger_asks_it_gets_the_public_checkpoint_and_nothing_else
             await stream.write(b"\0")
             with pytest.raises(StreamEnded):
                 await stream.read(1)
+        async with s.x.swarm.open(s.one.peer, wire.HEADS) as stream:  # one question, and its place is free again
+            await stream.write(wire.frame(kinds[0][1].to_bytes()))
+            await read_frame(stream, wire.MAX_PAGE)
+            with pytest.raises(StreamEnded):
+                await stream.read(1, within_s=5)
         while not s.heard:
             await s.served()
             await asyncio.sleep(0.1)

@@ -132,3 +132,42 @@ def test_an_old_key_says_that_its_seat_has_gone(circle: Circle, capsys: pytest.C
 
     with circle.open("bob") as session:
         asyncio.run(begin(session))
+
+
+def test_a_bundle_of_another_member_says_how_long_our_feed_is_as_a_peer_does(circle: Circle) -> None:
+    """Only one that was made since this node began: an older one may know less than what we have written since."""
+
+    async def begin(session: Session) -> None:
+        seat = session.need_seat()
+        joining = Begun(session).joining()
+        began = seat.now_ms()
+        asked = asyncio.create_task(joining.own_head())
+        bob = next(m.id for m in seat.fold.charter.members if m.name == "bob")
+        for maker, made in ((seat.me, began + 1), ("ab" * 32, began + 1), (bob, began - 60_000)):
+            session.carried(maker, made, 1)  # type: ignore[arg-type]
+        await asyncio.sleep(0.3)
+        assert not asked.done()
+        assert seat.paused is not None
+        session.carried(bob, began + 60_000, len(own(session)))
+        await asyncio.wait_for(asked, 10)
+        assert seat.paused is None
+
+    with circle.open("ada") as session:
+        asyncio.run(begin(session))
+
+
+def test_a_bundle_that_knows_a_longer_feed_of_ours_keeps_us_waiting_for_it(circle: Circle) -> None:
+    async def begin(session: Session) -> None:
+        seat = session.need_seat()
+        joining = Begun(session).joining()
+        asked = asyncio.create_task(joining.own_head())
+        bob = next(m.id for m in seat.fold.charter.members if m.name == "bob")
+        session.carried(bob, seat.now_ms() + 60_000, len(own(session)) + 2)
+        await asyncio.sleep(0.5)
+        assert not asked.done()
+        with pytest.raises(AppendPaused):
+            seat.append(events.NodeAlive())
+        asked.cancel()
+
+    with circle.open("ada") as session:
+        asyncio.run(begin(session))

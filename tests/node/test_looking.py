@@ -13,8 +13,8 @@ from node.network.looking import LOOK, MAX_PORTS, Looking, greets
 from protocol.addresses import port as port_of
 
 
-def looking_of(end, *, allowed=lambda _peer: True, **more):
-    return Looking(end.swarm, where=end.swarm.where, allowed=allowed, **more)
+def looking_of(end, *, allowed=lambda _peer: True, home=b"a home", **more):
+    return Looking(end.swarm, home=home, where=end.swarm.where, allowed=allowed, **more)
 
 
 @live
@@ -33,8 +33,11 @@ async def test_two_nodes_tell_each_other_clock_address_and_open_ports(tmp_path):
         assert abs(seen.offset_ms - 90_000) <= seen.rtt_ms / 2 + 2, "within half the round trip"
         again = await asking.ask(b.swarm.peer, [mine])
         assert again.opens == (None,), "not tried again at once"
+        assert (again.connections, again.other_s) == (1, None)
+        asking._home = b"a copy.."
+        assert (await asking.ask(b.swarm.peer, ())).other_s == 0, "another home spoke as this peer just now"
         async with a.swarm.open(b.swarm.peer, LOOK) as stream:
-            await stream.write(bytes([MAX_PORTS + 1]))
+            await stream.write(bytes(8) + bytes([MAX_PORTS + 1]))
             with pytest.raises(NetworkError):
                 await stream.read(8)
 

@@ -20,9 +20,9 @@ from node.errors import ConfigError
 from node.errors_network import PeerUnreachable, StreamEnded
 from node.simulation import spread, spread_config, virtual
 from node.simulation.ether import Ether, Medium
+from node.simulation.feeds import Archive
 from node.simulation.gossip import GossipRules
 from node.simulation.heads import HeadedStore, Roots
-from node.simulation.feeds import Archive
 from node.simulation.spread_config import SpreadConfig
 from node.simulation.spread_node import everyone
 from node.simulation.virtual import NothingWillHappen
@@ -159,7 +159,7 @@ def test_the_simulated_store_takes_no_head_that_is_not_signed_or_has_another_roo
 
 # -- neighbours ------------------------------------------------------------------------------------------------------
 def chosen(members: list[MemberId], seed: int = 1) -> dict[MemberId, frozenset[MemberId]]:
-    return {m: Neighbours(COLLECTIVE, m, random.Random(f"{seed}/{m}")).choose(members) for m in members}  # noqa: S311
+    return {m: Neighbours(COLLECTIVE, m, random.Random(f"{seed}/{m}")).choose(members) for m in members}
 
 
 def test_few_members_keep_connections_to_everybody_and_many_to_some() -> None:
@@ -177,7 +177,7 @@ def test_from_every_member_pages_come_down_to_every_other_over_few_steps() -> No
     for member, theirs in many.items():
         for other in theirs:
             links[other].add(member)
-    ring = Neighbours(COLLECTIVE, MEMBERS[0], random.Random(1))  # noqa: S311
+    ring = Neighbours(COLLECTIVE, MEMBERS[0], random.Random(1))
     longest = 0
     for author in MEMBERS[:5]:
         for member in MEMBERS:
@@ -191,7 +191,7 @@ def test_from_every_member_pages_come_down_to_every_other_over_few_steps() -> No
 
 
 def test_drawn_neighbours_stay_while_their_members_do() -> None:
-    mine = Neighbours(COLLECTIVE, MEMBERS[0], random.Random(3))  # noqa: S311
+    mine = Neighbours(COLLECTIVE, MEMBERS[0], random.Random(3))
     before = mine.choose(MEMBERS)
     assert mine.choose(MEMBERS) == before
     gone = next(iter(before))
@@ -209,7 +209,9 @@ def test_one_seed_gives_one_trace_in_every_process_and_another_seed_another() ->
     )
     config = json.dumps(wanted(network={"loss": 0.05}).model_dump(mode="json"))
     ordered = {"PYTHONHASHSEED": "1"}  # sets have another order there than here
-    there = subprocess.run([sys.executable, "-c", code, config], capture_output=True, text=True, check=True, env=ordered)
+    there = subprocess.run(
+        [sys.executable, "-c", code, config], capture_output=True, text=True, check=True, env=ordered
+    )
     here = ran(network={"loss": 0.05})["swarms"][0]["trace"]
     assert there.stdout.strip() == here
     assert ran(network={"loss": 0.05}, swarm={"seed": 2})["swarms"][0]["trace"] != here
@@ -231,7 +233,9 @@ def test_what_a_node_sends_grows_like_the_logarithm_of_its_collective_at_most() 
     made = ran(swarm={"sizes": [32, 256], "burst": 16, "idle_s": 20.0, "joins": False})
     small, large = made["swarms"]
     assert large["idle"]["bytes_per_node"] <= 1.5 * small["idle"]["bytes_per_node"]
-    assert large["burst"]["spent"]["bytes_per_node"] <= 1.7 * small["burst"]["spent"]["bytes_per_node"]  # log 256 / log 32 = 1.6
+    assert (
+        large["burst"]["spent"]["bytes_per_node"] <= 1.7 * small["burst"]["spent"]["bytes_per_node"]
+    )  # log 256 / log 32 = 1.6
     assert large["burst"]["page_hops"]["max"] <= 9
     assert large["burst"]["announcement_hops"]["mean"] <= large["burst"]["theory"]["hops_max"]
     assert large["connections"]["max"] <= 40

@@ -27,7 +27,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
     found.close()
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sets(st.integers(0, 11)), min_size=1, max_size=6))
 def test_one_replay_gives_the_bytes_of_a_fresh_one_after_any_history(table: Table, asked: list[set[int]]) -> None:
     ada = table["ada"]

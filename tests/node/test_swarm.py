@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from peers import Home, homes, live, swarm_of, until
+from peers import LOOPBACK, Home, config_of, homes, live, swarm_of, until
 
 from node.errors_network import BadTransport, PeerUnreachable, PortTaken, StreamEnded
+from node.finding import rendezvous
 from node.network import links
+from node.network.p2pd import DaemonConfig, P2pd
 from node.network.swarm import MAX_ANNOUNCEMENT, Swarm, SwarmConfig
+from protocol import addresses as multiaddrs
 from protocol.errors import Malformed
 
 ECHO = "/test/echo/1"
@@ -107,6 +112,7 @@ async def test_p2pd_killed_is_healed(tmp_path):
             await until(lambda pid=pid: a.pid not in (None, pid))
             await until_echo(a, b)
             await until_echo(b, a)
+            print(f"\np2pd killed: streams both ways again after {time.monotonic() - began:.2f} s")
             assert time.monotonic() - began < 10
             assert a.address == address  # others remember the port
             assert a.swarm.status()["lives"] == turn + 2
@@ -119,11 +125,130 @@ async def test_frozen_p2pd_is_healed(tmp_path):
     a.swarm.add_handler(ECHO, echo)
     async with a, b:
         await b.swarm.dial(a.address)
-        frozen = a.pid
+        frozen, began = a.pid, time.monotonic()
         os.kill(frozen, signal.SIGSTOP)
         await until(lambda: a.pid not in (None, frozen))
         assert not alive(frozen)
         await until_echo(b, a)
+        print(f"\np2pd stopped: the other end has a stream again after {time.monotonic() - began:.2f} s")
+        assert "stopped" in a.swarm.status()["last_error"]
+
+
+async def says_nothing(reader, writer):
+    await reader.read()  # to the end
+    writer.close()
+
+
+@live
+async def test_p2pd_that_runs_and_says_nothing_is_replaced(tmp_path):
+    left, right = homes(tmp_path, "ab")
+    a, b = swarm_of(left), swarm_of(right)
+    a.swarm.add_handler(ECHO, echo)
+    async with a, b:
+        await b.swarm.dial(a.address)
+        mute, began = a.pid, time.monotonic()
+        (control,) = a.run_dir.glob("p2pd-*.sock")
+        control.unlink()
+        async with await asyncio.start_unix_server(says_nothing, control):
+            await until(lambda: a.pid not in (None, mute))
+        assert not alive(mute)
+        await until_echo(b, a)
+        print(f"\np2pd mute: the other end has a stream again after {time.monotonic() - began:.2f} s")
+
+
+# -- one component -----------------------------------------------------------------------------------------------------
+async def meet(folder, count, seed):
+    """Swarms start in random order with the least addresses that connect them; once all met, p2pd of the middle one dies."""
+    rng = random.Random(seed)
+    circle = [swarm_of(home) for home in homes(folder, [f"m{n}" for n in range(count)])]
+    everybody = frozenset(each.swarm.peer for each in circle)
+    tree = [(n, rng.randrange(n)) for n in range(1, count)]  # who knows one address of whom, or the other way round
+    edges = [edge if rng.random() < 0.5 else edge[::-1] for edge in tree]
+    async with contextlib.AsyncExitStack() as up:
+        for each in circle:
+            each.swarm.want(everybody)
+        up_now = {}
+        for n in rng.sample(range(count), count):
+            up_now[n] = await up.enter_async_context(circle[n])
+            for knows, known in edges:
+                if knows in up_now and known in up_now and n in {knows, known}:
+                    circle[knows].swarm.add_peer(circle[known].address)
+        for each in circle:
+            await until(lambda each=each: each.swarm.peers() == everybody - {each.swarm.peer}, 60)
+        middle = max(range(count), key=lambda n: sum(n in edge for edge in edges))
+        os.kill(circle[middle].pid, signal.SIGKILL)
+        for each in circle:
+            await until(lambda each=each: each.swarm.peers() == everybody - {each.swarm.peer}, 60)
+
+
+@live
+async def test_any_start_order_and_any_spanning_set_of_addresses_gives_one_component(tmp_path):
+    await meet(tmp_path, 4, seed=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_random_orders_and_addresses_of_nine_nodes_give_one_component(tmp_path, seed):
+    live(meet)(tmp_path, 9, seed)
+
+
+@live
+async def test_a_neighbour_tells_where_a_peer_is_when_no_record_does(tmp_path):
+    daemons = []
+    try:
+        for home in homes(tmp_path):
+            folder = tmp_path / f"s{home.name}"
+            folder.mkdir()
+            config = DaemonConfig(
+                identity=home.identity, listen=(LOOPBACK,), run_dir=folder, seal=rendezvous.Seal(home.transport)
+            )
+            daemons.append(await P2pd.start(config))
+        a, b, c = daemons
+        await a.connect(b.peer, b.visible)
+        await c.connect(b.peer, b.visible)
+        assert await a.get_record(multiaddrs.transport(c.peer)) is None  # nobody has told the DHT anything
+        while c.visible != (found := await a.find(c.peer)):
+            await asyncio.sleep(0.05)
+        await a.connect(c.peer, found)
+        assert await a.connected() == {b.peer, c.peer}
+    finally:
+        for daemon in daemons:
+            await daemon.end()
+
+
+# -- changes while it runs ---------------------------------------------------------------------------------------------
+@live
+async def test_peers_come_and_go_and_settings_change_without_a_restart(tmp_path):
+    one, two, three = homes(tmp_path)
+    a, b, c = swarm_of(one), swarm_of(two), swarm_of(three)
+    a.swarm.add_handler(ECHO, echo)
+    async with a, b, c:
+        assert a.swarm.add_peer(b.address) == b.swarm.peer
+        await until(lambda: a.swarm.peers() == {b.swarm.peer})
+        assert a.swarm.status()["known"] == 1
+        await a.swarm.forget_peer(b.swarm.peer)
+        assert b.swarm.peer not in a.swarm.peers()  # it may come again of its own accord, and is not missed if not
+        assert (a.swarm.status()["missing"], a.swarm.status()["known"]) == ([], 0)
+        config, pid, lives = config_of(one, a.run_dir), a.pid, a.swarm.status()["lives"]
+        told = "/ip4/192.0.2.9/tcp/4242"
+        assert a.swarm.reconfigure(replace(config, known=(c.address,), announce=(told,))) == frozenset()
+        await until(lambda: c.swarm.peer in a.swarm.peers())
+        assert a.swarm.addresses() == (f"{told}/p2p/{one.peer}",)
+        assert (a.pid, a.swarm.status()["lives"]) == (pid, lives)
+        with pytest.raises(Malformed):
+            a.swarm.reconfigure(replace(config, known=("nowhere",)))
+        assert a.swarm.reconfigure(replace(config, identity=two.identity)) == {"identity"}
+        await until_echo(c, a)  # whom the operator no longer names is not hung up on
+        for change in ({"listen": ("/ip4/127.0.0.2/tcp/0",)}, {"listen": (LOOPBACK,), "relays": (c.address,)}):
+            before = a.pid
+            a.swarm.reconfigure(replace(config, known=(c.address,), **change))
+            await until(lambda before=before: a.pid not in (None, before))
+            assert change["listen"][0].rsplit("/", 1)[0] in a.address
+            await until_echo(c, a)
+        before = a.pid
+        a.swarm.use_relays([c.address])  # the charter names the same one
+        await asyncio.sleep(1.0)
+        assert (a.pid, a.swarm.status()["relays"]) == (before, 1)
 
 
 @live

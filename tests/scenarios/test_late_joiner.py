@@ -28,7 +28,10 @@ def served(node: Node) -> list[str]:
 def up(line: Line, donors: Sequence[Node]) -> Iterator[None]:
     """Donors that serve all of the past."""
     try:
-        line.start(donors)
+        for donor in donors:  # one alone may not write before another member has answered, but it serves
+            donor.start()
+        for donor in donors:
+            until(lambda donor=donor: served(donor), 120, what=f"{donor.name} serves\n" + donor.tail())
         yield
     finally:
         line.stop()
@@ -47,6 +50,7 @@ def test_a_node_that_joins_after_fifty_releases_serves_the_newest_first_and_cont
     late = node_of(post, "dan", holds=False, peers=donors[:1], rows=True)
     line = Line([*donors, late], past.collective)
     with up(line, donors):
+        line.start(donors)
         late.start()
         first = until(lambda: served(late), 120, step_s=0.02, what="it serves a release\n" + late.tail())
         assert "release-50" in first, "the newest first"

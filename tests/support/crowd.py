@@ -17,7 +17,7 @@ from ledger.charter import Charter
 from ledger.collective import Collective
 from ledger.cuts import Cut, RegisterDigest
 from ledger.entry import MAX_SEEN, Record, Seen, make
-from protocol.ids import ZERO, MemberId, digest
+from protocol.ids import ZERO, Digest, digest
 from protocol.keys import member_id
 
 
@@ -39,7 +39,9 @@ class Crowd:
         self.id = charters.collective_id(self.charter)
         self.fold = Collective(self.id)
         self.ids = {name: member_id(key(name)) for name in self.names}
-        self._last: dict[str, Record] = {}
+        self._last: dict[
+            str, tuple[int, Digest]
+        ] = {}  # number and leaf of each one's newest entry: records are not kept
         self._at = 0
 
     def say(self, name: str, event: events.Event) -> Record:
@@ -48,15 +50,15 @@ class Crowd:
         record = make(
             key(name),
             collective=self.id,
-            seq=0 if before is None else before.entry.header.seq + 1,
-            prev=ZERO if before is None else before.entry.leaf,
+            seq=0 if before is None else before[0] + 1,
+            prev=ZERO if before is None else before[1],
             ts=0,
             type=event.TYPE,
             seen=self._seen(name),
             body=event.to_json(),
             salt=bytes(16),
         )
-        self._last[name] = record
+        self._last[name] = (record.entry.header.seq, record.entry.leaf)
         body = record.body
         self.entries += 1
         self.bytes += len(record.entry.line) + (0 if body is None else len(body.salt) + len(body.data))
@@ -78,7 +80,11 @@ class Crowd:
             self.say(
                 name,
                 events.Published(
-                    epoch=self.charter.epoch_id, number=number, blob=digest(f"{name}/{number}".encode()), size=64, run=f"r{number}"
+                    epoch=self.charter.epoch_id,
+                    number=number,
+                    blob=digest(f"{name}/{number}".encode()),
+                    size=64,
+                    run=f"r{number}",
                 ),
             )
         place = rules.place(fold, fold.sizes)
@@ -111,5 +117,5 @@ class Crowd:
             other = self.names[self._at]
             last = self._last.get(other)
             if other != name and last is not None:
-                found.append(Seen(member=MemberId(self.ids[other]), seq=last.entry.header.seq, leaf=last.entry.leaf))
+                found.append(Seen(member=self.ids[other], seq=last[0], leaf=last[1]))
         return list({seen.member: seen for seen in found}.values())

@@ -54,7 +54,7 @@ class World:
         self.ids: dict[str, MemberId] = {n: member_id(key(n)) for n in names}
         self.feeds: dict[str, list[Record]] = {n: [] for n in names}
         self.fold, self.book = Collective(self.collective), Book()
-        self.replay = Replay(self.fold, lambda name: self.blobs.get(name))
+        self.replay = Replay(self.fold, lambda name: self.blobs.get(name))  # noqa: PLW0108 - they come below
         self.now, self.runs, self.real_blobs = START, 0, real_blobs
         self.apart: set[str] = set()
         self.policies: dict[str, Digest] = {}  # digests of egress policies that members have set
