@@ -1,9 +1,9 @@
 """How fast a blob goes from node to node over real p2pd on loopback, hashing, disk and fsync included.
 
     python benchmarks/bench_blobs.py [--mib 256] [--donors 1 2] [--small 200] [--profile]
-Each donor is a process of its own with its own p2pd; this process fetches. Prints one JSON line per measurement: seconds, MB/s (10^6
-bytes), CPU seconds of both sides' Python, and for small blobs milliseconds from asking to having. Nothing is compared with other
-programs here. Times are wall times of this machine: run it alone.
+Each donor is a process of its own with its own p2pd; this process fetches. Prints one JSON line per measurement: seconds, MB/s
+(10^6 bytes), CPU seconds of both sides' Python, and for small blobs milliseconds from asking to having. Nothing is compared with
+other programs here. Times are wall times of this machine: run it alone.
 """
 
 from __future__ import annotations

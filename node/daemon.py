@@ -68,7 +68,7 @@ class Daemon:
         self.session = session
         self.logs = logs or Logs(session.home.path)
         self.parts = build(session, changed=self._changed.set, tap=tap)
-        self.seat = self.parts.seat
+        self.seat, session.growth = self.parts.seat, self.parts.growth
         self.events = control.Events(now_ms)
         self.front = Front(
             session,
@@ -188,7 +188,7 @@ class Daemon:
         if not (self._fork_risk or await self.twins.be_alone()):
             log.warning("event=twin-gone")
             return self.stop(again=True)  # and ask everybody anew how long our feed has become
-        await self.joining.caught_up(self.parts.rounds.lacking)
+        await self.joining.caught_up(self.parts.rounds.readiness.lacking)
         await self.joining.begin()
         self.answers.use_data()
         self.answers.settled.set()

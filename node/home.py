@@ -6,6 +6,7 @@
     ledger.db            every feed this node holds; verified on arrival and by `audit`; keep a copy
     rows.db              private rows, their salts and commitments; trusted; keep a copy
     blobs/<digest>       contributions; named by digest, so they need no trust; fetched again when lost
+    blobs/dropped.txt    what went for want of room (`node.collective.keeping`); without it some is fetched once more
     views/<digest>.npy   merged vectors; computed again when lost
     runs/<run id>/       files of one training run; may be lost with that run
     served.json          counts of answered requests that no event holds yet (`node.serving.access.log`); ours

@@ -150,7 +150,6 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
         founded_ms=seat.founded_ms,
         held=lambda member: (seat.size(member), session.store.stored_bytes(seat.collective, member)),
     )
-    session.growth = growth
     swarm = Swarm(swarm_config(session, config, guard), tap=tap)
 
     looked = {member: len(made) for member, made in seat.fold.contributions.items()}

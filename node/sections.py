@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 AUTO: Final = "auto"
 _HOST = r"/(?:ip4|ip6|dns|dns4|dns6)/[0-9A-Za-z.:%_-]+"
 Listen = Annotated[str, StringConstraints(pattern=rf"^{_HOST}/tcp/\d{{1,5}}$")]
-Peer = Annotated[str, StringConstraints(pattern=rf"^{_HOST}/tcp/\d{{1,5}}/p2p/[1-9A-HJ-NP-Za-km-z]{{40,60}}$")]
+_ID = "[1-9A-HJ-NP-Za-km-z]{40,60}"
+Relay = Annotated[str, StringConstraints(pattern=rf"^{_HOST}/tcp/\d{{1,5}}/p2p/{_ID}$")]
+Peer = Annotated[str, StringConstraints(pattern=rf"^{_HOST}/tcp/\d{{1,5}}(?:/p2p/{_ID}/p2p-circuit)?/p2p/{_ID}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z ._-]{0,62}$")]
 Code = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -68,7 +70,7 @@ class Network(Section):
         default=True,
         description="Find members on the local network by multicast DNS; shows peer id and port, never the collective.",
     )
-    relays: Annotated[tuple[Peer, ...], _LIST, Field(max_length=8)] = Field(
+    relays: Annotated[tuple[Relay, ...], _LIST, Field(max_length=8)] = Field(
         default=(),
         description="Nodes that connect members behind NAT, besides those that the charter names; addresses as in peers.",
     )

@@ -37,7 +37,8 @@ class Session:
     """An opened home. `identity` is None in a reading session, `daemon` outside a running one.
 
     `row_key` opens sealed rows; without a passphrase it opens none, and their contents stay closed. `told(stage, part)` hears how
-    far a long command is, in any thread; `growth` is what feeds may still grow by, where a daemon counts it; `carried(maker, made, size)` what a bundle says about the length of our own feed.
+    far a long command is, in any thread; `growth` is what feeds may still grow by, where a daemon counts it; `carried(maker,
+    made, size)` hears what a bundle says about the length of our own feed.
     """
 
     home: Home

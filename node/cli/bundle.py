@@ -71,7 +71,8 @@ def import_(file: Path) -> int:
     """Take in what FILE holds, with the same checks as from a peer; on a running node or a stopped one.
 
     It may be repeated: what is here already is passed over. Ends with 1 when something in it was refused or a member is
-    convicted of two histories, with 2 when it ends early, leaves a gap to what is held here, or brings more of a feed than may come at once.
+    convicted of two histories, with 2 when it ends early, leaves a gap to what is held here, or brings more of a feed than may
+    come at once.
     """
     invocation = here()
     with _progress(invocation) as told:

@@ -32,6 +32,7 @@ log = logging.getLogger("fishernet.joining")
 _HEAD_ANSWER_S: Final = 10.0
 _RETRY_S: Final = 2.0
 _STALLED_S: Final = 15.0  # a busy machine may take a moment for a blob
+_LONGEST_S: Final = 300.0
 _FAR: Final = 256  # entries that are missing: more than ordinary rounds bring at once
 _NOBODY: Final = "nobody who can be reached has them"
 _ASKING: Final = "peers have not been asked yet how long our feed is"
@@ -129,26 +130,34 @@ class Joining:
         seat.pause(None)
 
     def catching_up(self) -> bool:
-        """Whether much is known to be missing and it is coming: what stands here now is of the past, and soon of no interest.
+        """Whether decisions of the past are coming in: what is newest now will soon be of no interest.
 
-        Once nothing has come for a while it is not: what is missing then, nobody has who can be reached.
+        It goes by decisions, which no member makes alone: a head that somebody signs without ever showing the entries holds up
+        nobody for long.
         """
-        return self._sync.behind() > _FAR and self._pace.moving(sum(self._seat.fold.sizes.values()))
+        return self._pace.moving(self._seat.fold.height) and sum(self._sync.behind().values()) > _FAR
 
     async def caught_up(self, lacking: Callable[[], int]) -> None:
         """Wait until entries and newest release are here that members had when we asked: who trains from less is behind them.
 
-        `lacking` counts the blobs of the newest release that are not here.
+        `lacking` counts the blobs of the newest release that are not here. A feed of which nothing comes is not waited for, and
+        all together not for longer than five minutes.
         """
-        told, pace = False, Pace(_STALLED_S)
-        while (left := (self._sync.behind(), lacking())) != (0, 0):
-            if not pace.moving((left, sum(self._seat.fold.sizes.values()))):
-                log.warning("event=still-behind entries=%s blobs=%s cause=%s", left[0], left[1], _NOBODY)
-                return
+        paces: dict[MemberId, Pace] = {}
+        blobs, longest, told = Pace(_STALLED_S), Pace(_LONGEST_S), False
+        while longest.moving(None):
+            sizes = self._seat.fold.sizes
+            behind = {m: n for m, n in self._sync.behind().items() if _pace_of(paces, m).moving(sizes.get(m, 0))}
+            missing = lacking()
+            if not behind and (missing == 0 or not blobs.moving(missing)):
+                break
             if not told:
-                log.info("event=catching-up entries=%s blobs=%s", left[0], left[1])
+                log.info("event=catching-up entries=%s blobs=%s", sum(behind.values()), missing)
             told = True
             await self._next_change()
+        left = sum(self._sync.behind().values())
+        if left or lacking():
+            log.warning("event=still-behind entries=%s blobs=%s cause=%s", left, lacking(), _NOBODY)
 
     async def _said_ahead(self) -> int | None:
         """How long our feed is, by peers or by a bundle, whichever says so first; None when nobody did for a while."""
@@ -205,6 +214,10 @@ class Joining:
     def _size(self) -> int:
         """How much of our own feed the fold has taken: the store has it a moment earlier."""
         return self._seat.fold.sizes.get(self._seat.me, 0)
+
+
+def _pace_of(paces: dict[MemberId, Pace], member: MemberId) -> Pace:
+    return paces.setdefault(member, Pace(_STALLED_S))
 
 
 def _versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ class Pace:
     def __init__(self, stalled_s: float = STALLED_S, *, clock: Callable[[], float] = time.monotonic) -> None:
         """It stands still when it has not changed for `stalled_s` seconds of `clock`."""
         self._stalled_s, self._clock = stalled_s, clock
-        self._seen: object = None
+        self._seen: object = self  # nothing that anybody counts
         self._since = 0.0
 
     def moving(self, count: object) -> bool:

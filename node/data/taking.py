@@ -20,6 +20,7 @@ from ledger import events
 from ledger.entry import Record
 from ledger.errors import FeedFrozen, ForkSeen
 from node.collective.seat import Seat
+from node.data import recovering
 from node.data.carrying import described, wanted
 from node.errors_network import BlobCorrupt, BundleCut, NotForUs
 from node.guarding.growth import Growth, rates_of
@@ -35,6 +36,10 @@ from protocol.parcel import Blob, Page
 
 log = logging.getLogger("fishernet.bundle")
 _PASSES: Final = 3
+_TWIN: Final = (
+    "a bundle brought entries of this feed that this node did not write: another home writes with its key; stop one of the two, "
+    "then start this one; until then it writes nothing"
+)
 _LISTED: Final = 100  # of each kind of trouble
 
 
@@ -160,7 +165,18 @@ class _Taking:
                 size = sum(len(r.entry.line) + (len(r.body.data) if r.body else 0) for r in fresh)
                 self._growth.took(member, len(fresh), size)
                 self._named = None
-                self._seat.receive(member, fresh)
+                self._receive(member, fresh)
+
+    def _receive(self, member: MemberId, fresh: list[Record]) -> None:
+        """Take entries in; our own come back while we do not write, else from somebody who has our key."""
+        seat = self._seat
+        twin = member == seat.me and seat.paused is None and self._session.daemon is not None
+        if member == seat.me:
+            recovering.note(self._session.store, fresh[0].entry.header.seq)
+        seat.receive(member, fresh)
+        if twin:
+            log.error("event=twin at=%s", fresh[0].entry.header.seq)
+            seat.pause(_TWIN)
 
     def _within(self, member: MemberId, records: list[Record], held: int) -> list[Record]:
         """As many of them as the feed may grow by now: what is beyond waits for its time, as it does from peers."""

@@ -24,7 +24,7 @@ from protocol.ids import PeerId
 log = logging.getLogger(__name__)
 
 _TELL_S = 20.0  # three times within the life of a record
-_BURST_S = 2.0
+_BURST_S, _LOOK_S = 2.0, 3.0
 
 
 class Presence:
@@ -56,16 +56,20 @@ class Presence:
 
     async def tell_dht(self, daemon: P2pd, *, relays: bool) -> None:
         """Keep our addresses in the DHT, whose memory is that of its nodes; with `relays`, reservations come and go."""
+        told, told_at = b"", 0.0
         while True:
+            new, now = self._met.is_set(), asyncio.get_running_loop().time()
             self._met.clear()
             with contextlib.suppress(NetworkError, OSError, EOFError):
                 if relays:
                     self.visible = await daemon.seen_at()
                 value = rendezvous.pack(self.addresses())
-                self._out(value)
-                await daemon.put_record(multiaddrs.transport(self._me), value)
+                if new or value != told or now - told_at >= _TELL_S:
+                    self._out(value)
+                    await daemon.put_record(multiaddrs.transport(self._me), value)
+                    told, told_at = value, now
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TELL_S):
+                async with asyncio.timeout(_LOOK_S if relays else _TELL_S):
                     await asyncio.sleep(_BURST_S)
                     await self._met.wait()
 

@@ -117,9 +117,10 @@ class Feeds:
         """Entries that are here."""
         return self._parts.store.length(self._parts.collective, member)
 
-    def behind(self) -> int:
-        """How many entries are known to exist that are not here, over all feeds that still go on."""
-        return sum(max(0, feed.target - self.size(m)) for m, feed in self._feeds.items() if not feed.frozen)
+    def behind(self) -> dict[MemberId, int]:
+        """How many entries of each feed are said to exist, by its author's signed head, and are not here."""
+        missing = {m: feed.target - self.size(m) for m, feed in self._feeds.items() if not feed.frozen}
+        return {member: count for member, count in missing.items() if count > 0}
 
     def room_for(self, member: MemberId) -> bool:
         """Whether one more feed may be followed."""

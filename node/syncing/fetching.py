@@ -133,6 +133,10 @@ class Fetcher:
         self._news.set()
         self._donors.grant()
 
+    async def close(self) -> None:
+        """End the questions that are under way; who waits for a blob goes on waiting."""
+        await self._holders.close()
+
     async def survey(self, digests: Collection[Digest]) -> Mapping[Digest, int | None]:
         """Ask some members who holds what: how many others have each blob; None where nobody answered."""
         await self._holders.survey(digests, self._asked())

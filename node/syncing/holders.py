@@ -36,7 +36,8 @@ class Holders:
         self._said: OrderedDict[Digest, dict[PeerId, tuple[bool, float]]] = OrderedDict()
         self._rarity: dict[Digest, int] = {}
         self._gathering: dict[PeerId, dict[Digest, None]] = {}
-        self._round: asyncio.Task[None] | None = None
+        self._round: asyncio.Task[None] | None = None  # the next one, while it gathers questions
+        self._rounds: set[asyncio.Task[None]] = set()
         self.asked = 0  # requests sent
 
     # -- what is known -----------------------------------------------------------------------------------------------
@@ -82,7 +83,20 @@ class Holders:
             return
         if self._round is None:
             self._round = asyncio.create_task(self._turn())
-        await asyncio.shield(self._round)
+            self._rounds.add(self._round)
+            self._round.add_done_callback(self._rounds.discard)
+        turn = self._round
+        await asyncio.wait([turn])  # who gives up, or the end of all questions, ends only this wait
+        if not turn.cancelled() and (error := turn.exception()) is not None:
+            raise error
+
+    async def close(self) -> None:
+        """End all questions."""
+        for each in self._rounds:
+            each.cancel()
+        self._round = None
+        if self._rounds:
+            await asyncio.wait(set(self._rounds))
 
     async def _turn(self) -> None:
         """Wait a moment for more questions, then ask every peer what is to be asked of it."""

@@ -180,6 +180,7 @@ class Sync:
         finally:
             self._jobs = None
             self._feeds.stop()
+            await self._fetcher.close()
             await self._asker.lines.close()
 
     async def announce(self) -> bool:
@@ -250,8 +251,8 @@ class Sync:
         """Which member a peer speaks for, as far as it showed."""
         return self._directory.member_of(peer)
 
-    def behind(self) -> int:
-        """How many entries are known to exist that are not here yet."""
+    def behind(self) -> Mapping[MemberId, int]:
+        """How many entries of each feed are known to exist that are not here yet; feeds that are whole are not in it."""
         return self._feeds.behind()
 
     def status(self) -> dict[str, Json]:

@@ -16,7 +16,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from contrib.merging import model_digest
 from ledger import events, rules
 from ledger.charter import Charter
 from node.collective.measure import Loss, Scales, save_view
-from node.collective.pace import Pace
 from node.collective.replay import Missing, Model, Replay, Vector
 from node.collective.seat import Seat
 from node.data import erasing
@@ -39,6 +38,7 @@ from node.ports import Trainer, TrainJob
 from node.sections import Train
 from node.syncing.blobs import BlobStore
 from node.training import runs, settings
+from node.training.readiness import Readiness
 from node.training.runs import Ran
 from protocol import contribution as blobs
 from protocol.canon import Json
@@ -48,8 +48,6 @@ from protocol.merkle import leaf_hash, root_of
 
 log = logging.getLogger("fishernet.rounds")
 Progress = Callable[[Mapping[str, Json]], None]
-_STALLED_S: Final = 20.0  # how long a run waits for blobs of the newest release of which none comes
-_LOOK_S: Final = 0.1
 
 
 class Rounds:
@@ -74,7 +72,7 @@ class Rounds:
         self._permits = permits
         self._egress = egress
         self._lock = asyncio.Lock()
-        self._whole: Digest | None = None  # the model of the newest release whose blobs were all here
+        self.readiness = Readiness(seat.fold, blob_store)
         self._last: dict[str, Json] = {}  # how the last run since the start was trained
         self.progress: dict[str, Json] = {"state": "idle"}
 
@@ -99,20 +97,11 @@ class Rounds:
         if config.rounds and len(made) >= config.rounds:
             return False
         seat = fold.charter.member(me)
-        if seat is None or seat.role != "contributor" or self.lacking():
+        if seat is None or seat.role != "contributor" or self.readiness.lacking():
             return False
         waiting = [c for c in made if fold.uncovered(c) and fold.fate(c) == "pending"]
         contested = rules.contested(fold) if waiting else set()
         return all(c.event in contested for c in waiting)
-
-    def lacking(self) -> int:
-        """How many blobs of the newest release are not here yet: without them a run would begin behind everybody else."""
-        cut = self._seat.fold.current_cut()
-        if cut is None or cut.model == self._whole:
-            return 0
-        lacking = sum(not self._blobs.has(c.blob) for taken in self._seat.fold.in_cut(cut).values() for c in taken)
-        self._whole = self._whole if lacking else cut.model
-        return lacking
 
     # -- one run -----------------------------------------------------------------------------------------------------
     async def contribute(
@@ -224,9 +213,8 @@ class Rounds:
         return ran
 
     async def _view(self) -> Model:
-        fold, pace = self._seat.fold, Pace(_STALLED_S)
-        while (lacking := self.lacking()) and pace.moving(lacking):
-            await asyncio.sleep(_LOOK_S)  # they are being fetched
+        fold = self._seat.fold
+        await self.readiness.wait()
         doubted = fold.doubted() - {fold.owner(self._seat.me)}
         model = await asyncio.to_thread(self._replay.view, lambda c: fold.owner(c.member) not in doubted)
         if isinstance(model, Missing):

@@ -42,7 +42,7 @@ def audited(folder: Path, seed: int, count: int) -> None:
     path = world.save(folder)
     found = auditing.run(path, path.parent / "blobs", world.collective, auditing.Options(now_ms=world.now))
     assert isinstance(found, dict)
-    assert found["verdict"] in {"faulty", "clean", "warnings", "could not check"} or found["findings"]
+    assert found["findings"]
 
 
 def test_an_audit_of_a_feed_full_of_hostile_bodies_ends_with_a_report(tmp_path):

@@ -22,7 +22,10 @@ from ledger.store import Store
 from node import config
 from node import session as sessions
 from node.cli import run
+from node.data import taking
 from node.errors_network import BundleCut
+from node.guarding import growth
+from node.guarding.limits import Rate
 from node.home import Home
 from node.syncing.exchange import to_wire
 from node.syncing.parcels import Reader, Writer
@@ -387,18 +390,18 @@ def test_the_law_of_headers_holds_for_many_feeds_and_readers() -> None:
         )
 
 
-def test_a_feed_grows_no_faster_by_file_than_by_peers(made, newcomer, capsys) -> None:
+def test_a_feed_grows_no_faster_by_file_than_by_peers(made, newcomer, capsys, monkeypatch) -> None:
     post, _, file = made
-    config.update(newcomer.config_file, "limits", "feed_entries_per_day", 1)
-    world = post.world
-    few = {"entries": 2}
-    from node.guarding import growth
-
-    with pytest.MonkeyPatch.context() as patch:
-        rates = growth.rates_of
-        patch.setattr("node.data.taking.rates_of", lambda **given: _burst(rates(**given), few["entries"]))
-        code, told = fishernet(capsys, newcomer, "bundle", "import", str(file))
-    assert code == 2
-    founder = world.fold.founder
-    assert founder in told["held_back"]
-    assert fold_of(newcomer).sizes[founder] < world.fold.sizes[founder]
+    few = growth.FeedRates(entries=Rate(per_s=0.0, burst=2))
+    monkeypatch.setattr(taking, "rates_of", lambda **_limits: few)
+    code, told = fishernet(capsys, newcomer, "bundle", "import", str(file))
+    founder, others = post.world.fold.founder, set(post.world.ids.values()) - {post.world.ids["bob"]}
+    assert (code, set(told["held_back"])) == (2, others)
+    sizes = fold_of(newcomer).sizes
+    assert sizes[founder] == 2
+    assert sizes[post.world.ids["bob"]] == post.world.fold.sizes[post.world.ids["bob"]], (
+        "its own feed is its own matter"
+    )
+    monkeypatch.undo()
+    assert fishernet(capsys, newcomer, "bundle", "import", str(file))[0] == 0
+    assert fold_of(newcomer).sizes == post.world.fold.sizes

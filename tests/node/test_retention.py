@@ -74,7 +74,8 @@ def test_the_order_is_refused_stale_superseded_then_oldest_history():
         held("live", Why.RELEASE, 10 * MIB),
     ]
     words = {
-        h.digest: n for h, n in zip(lying, ["newer", "older", "stale", "refused", "superseded", "nobody", "live"], strict=True)
+        h.digest: n
+        for h, n in zip(lying, ["newer", "older", "stale", "refused", "superseded", "nobody", "live"], strict=True)
     }
     found = plan(lying, Room(quota=MIB))
     assert [words[h.digest] for h in found.drop] == ["nobody", "refused", "stale", "superseded", "older", "newer"]

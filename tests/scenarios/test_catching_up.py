@@ -18,7 +18,7 @@ from node.sections import Train
 from node.serving import shelf as shelves
 from node.serving.models import Serving
 from node.serving.shelf import Shelf
-from node.training import rounds
+from node.training import readiness
 from protocol.ids import digest
 
 
@@ -80,14 +80,14 @@ def test_no_run_begins_before_the_newest_release_is_here(table: Table, monkeypat
         ada.blobs.remove(name)
     ada.sit()  # a start of the node: nothing is remembered
     desk = Desk(table)
-    assert desk.rounds.lacking() == 2
+    assert desk.rounds.readiness.lacking() == 2
     assert not desk.rounds.may_start(Train())
-    monkeypatch.setattr(rounds, "_STALLED_S", 0.0)
+    monkeypatch.setattr(readiness, "_STALLED_S", 0.0)
     with pytest.raises(NotAllowed, match="2 contributions of the newest release are not here yet"):
         desk.run()
     for data in kept.values():
         ada.blobs.put(data or b"")
-    assert desk.rounds.lacking() == 0
+    assert desk.rounds.readiness.lacking() == 0
     assert desk.rounds.may_start(Train())
     desk.run()
     assert [c.number for c in ada.fold.contributions[ada.id]] == [1]

@@ -53,7 +53,8 @@ def guarded(home: Home, members, *, limits: Limits | None = None, growth: Growth
     async def nowhere(_peer):
         return ()
 
-    Looking(node.swarm, where=nowhere, allowed=lambda peer: node.sync.member_of(peer) is not None)
+    mark = home.name.encode()
+    Looking(node.swarm, home=mark, where=nowhere, allowed=lambda peer: node.sync.member_of(peer) is not None)
     return node
 
 
