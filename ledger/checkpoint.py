@@ -65,7 +65,7 @@ def make(key: keys.SigningKey, collective: CollectiveId, member: MemberId, size:
     return assemble(collective, member, size, root, signature)
 
 
-@functools.lru_cache(maxsize=2048)  # one head comes by gossip, with pages and from several peers; a refusal is not remembered
+@functools.lru_cache(maxsize=2048)  # one head comes by gossip and from several peers; a refusal is not remembered
 def parse(note: bytes) -> Head:
     """Read a head that another party relays, and check its member's signature.
 

@@ -34,6 +34,8 @@ _LIST: Final = Field(strict=False)  # TOML arrays arrive as lists, and we keep t
 
 
 class Section(BaseModel):
+    """One table of the file: unknown keys are errors, values have their own type."""
+
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 

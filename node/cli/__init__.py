@@ -3,7 +3,8 @@
     options.py     what every command accepts: --home, --json, --passphrase-file, -v; output for people or for programs
     roots.py       init, up, status, log, audit, observe, train, measure, demo, completion, version
     collective.py  collective create | show | invite | approve | join | amend | requests
-    data.py        data add | list | show          model.py   model add | list          settings.py  config show | check | set | reload
+    data.py        data add | list | show          model.py   model add | list
+    settings.py    config show | check | set | reload
     storage.py     storage | storage prune
     doctor.py      doctor
     backup.py      backup | restore

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -94,6 +95,8 @@ class Feeds:
         self._parts = parts
         self._feeds: dict[MemberId, Feed] = {}
         self._jobs: asyncio.TaskGroup | None = None
+        # One writes anyway, and a page must not queue behind the gate's and the disk's work in the common threads.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feeds")
         self.pages = self.hedged = self.attached = 0
 
     def __contains__(self, member: MemberId) -> bool:
@@ -110,8 +113,10 @@ class Feeds:
             self._begin(member)
 
     def stop(self) -> None:
-        """Begin no more tasks."""
+        """Begin no more tasks, and let the thread end with what it is doing."""
         self._jobs = None
+        self._thread.shutdown(wait=False)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feeds")
 
     def size(self, member: MemberId) -> int:
         """Entries that are here."""
@@ -330,7 +335,8 @@ class Feeds:
         """
         parts, feed = self._parts, self.of(member)
         try:
-            fresh = await asyncio.to_thread(self._store, member, records, note, blobs)
+            loop = asyncio.get_running_loop()
+            fresh = await loop.run_in_executor(self._thread, self._store, member, records, note, blobs)
         except ForkSeen as e:
             feed.frozen = True
             log.error("event=fork member=%s kind=%s at=%d", member[:12], e.fork.kind, e.fork.at)

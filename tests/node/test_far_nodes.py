@@ -64,6 +64,7 @@ def peer_of(folder: Path, name: str) -> str:
     return Home(folder / f"name of {name}", name).peer
 
 
+@pytest.mark.slow
 def test_nodes_behind_two_routers_sync_feed_and_blob_through_a_relay_that_the_charter_could_name(tmp_path):
     with Lab(PUBLIC) as lab, contextlib.ExitStack() as nodes:
         relay_host, left, right = lab.hosts("relay", "left", "right")
