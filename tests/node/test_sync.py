@@ -19,6 +19,7 @@ from ledger.collective import Collective
 from ledger.errors import FeedBehind, FeedFrozen
 from ledger.store import Store
 from node.errors_network import BlobTooLarge, PeerRefused, PeerUnreachable, StreamEnded
+from node.guarding.limits import MEMBER, Limits
 from node.syncing.exchange import Asker, read_frame, to_wire
 from protocol import binding, wire
 from protocol.ids import Digest, digest
@@ -246,11 +247,15 @@ async def test_garbage_on_every_protocol_leaves_the_node_serving(tmp_path):
         assert set(a.sync.status()["feeds"]) <= {one.member, two.member}
 
 
+EASY = Limits(stranger=MEMBER, strangers=MEMBER, streams_strangers=256, streams_per_stranger=64)
+
+
 class Liar:
     """A member whose node answers heads rightly, and pages and blobs as it was told."""
 
     def __init__(self, home, notes, *, pages=None, blobs=None):
         self.bare = swarm_of(home)
+        self.bare.swarm.guard.use(EASY)  # it does not know whom it lies to, and lies at full speed
         self.home, self.asked = home, Counter()
         self._notes, self._pages, self._blobs = notes, pages or {}, blobs or {}
         for protocol, handler in ((wire.HEADS, self.heads), (wire.FEED, self.feed), (wire.BLOB, self.blob)):

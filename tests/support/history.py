@@ -99,6 +99,7 @@ def node_of(post: Post, name: str, *, holds: bool = True, peers: Sequence[Node] 
         "serve.port": 0,
         "train.auto": False,
         **QUIET,
+        "train.datasets": [name],  # what its feed says of other rows was written by hand
     }
     for setting, value in values.items():
         section, _, field = setting.partition(".")
