@@ -13,7 +13,7 @@ from typing import Final
 
 from protocol.ids import PeerId
 
-SLOWEST: Final = 4 * 1024  # bytes a second that a stream must reach over a whole transfer
+SLOWEST: Final = 2 * 1024  # bytes a second that a stream must reach over a whole transfer
 FLOOR_S: Final = 8.0  # a peer that swaps, checks a large blob or restarts its daemon is silent for seconds
 SLACK_S: Final = 12.0  # for the way there and back on the worst link, and for a loss or two
 MAX_PEERS: Final = 2048
