@@ -11,6 +11,7 @@ Law: a contribution counts as applied when its entry is stored, its blob is stor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import cProfile
 import json
 import logging
@@ -38,6 +39,7 @@ from protocol.card import Card
 from protocol.ids import Digest, MemberId, digest
 
 LINE = 1 << 20
+TICK_S = 0.5  # of the daemon
 
 
 class SwarmNode:
@@ -94,11 +96,17 @@ class SwarmNode:
             self.waiting[contribution.blob] = (contribution, time.monotonic())
 
     async def _apply(self) -> None:
-        """Repeat the cheap checks of whatever has arrived."""
+        """Repeat the cheap checks of whatever has arrived, and ask again for what has not, as the daemon's loop does."""
         while True:
-            await self.news.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self.news.wait()
             self.news.clear()
-            here = [each for each in self.waiting.values() if self.parts.blobs.has(each[0].blob)]
+            here, missing = [], []
+            for each in self.waiting.values():
+                (here if self.parts.blobs.has(each[0].blob) else missing).append(each)
+            if missing:
+                self.parts.holdings.fetch(contribution for contribution, _ in missing)
             for contribution, stored in here:
                 answer = await asyncio.to_thread(self.parts.replay.examine, contribution)
                 if answer is None:

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from ledger.entry import Record
+from ledger.events import NodeStarted
 from node import commands, control
 from node import session as sessions
+from node.collective.seat import Seat
 from node.doctor import machine, ours, place
 from node.doctor.finding import Finding, fail, ok, warn
 from node.errors import ConfigError
@@ -24,6 +26,7 @@ from protocol.ids import MemberId
 _LIVE_S: Final = 4.0
 _NEWEST: Final = 64  # entries of each feed that are looked at
 _MOST: Final = 128  # feeds
+_PAGE, _PAGES = 256, 16  # entries of a feed that are searched for its author's last start
 
 
 def examine(home: Home, *, index: bool = False) -> list[Finding]:
@@ -99,12 +102,26 @@ def _collective(session: Session, live: Mapping[str, Any]) -> list[Finding]:
         place.base_model(base.digest, base.name),
         ours.feeds(fold, me, live),
         ours.votes(fold, live),
-        ours.versions(fold, me, records),
+        ours.versions(fold, me, {m: _last_start(seat, m, newest) for m, newest in records.items()}),
         ours.clock(records, me, now, live),
     ]
     if live:
         groups += [ours.paused(live["paused"], live["full"]), ours.peers(fold, me, live), ours.reachability(live)]
     return list(itertools.chain.from_iterable(_tried("collective", group) for group in groups))
+
+
+def _last_start(seat: Seat, member: MemberId, newest: Sequence[Record]) -> list[Record]:
+    """The entry of a member's last start, if it is among its last few thousand."""
+    end, page = seat.fold.sizes[member] - len(newest), newest
+    for _ in range(_PAGES):
+        for record in reversed(page):
+            if record.entry.header.type == NodeStarted.TYPE:
+                return [record]
+        if end <= 0:
+            break
+        start = max(0, end - _PAGE)
+        page, end = seat.store.records(seat.collective, member, start, end - start), start
+    return []
 
 
 def _tried(name: str, checks: Iterable[Finding]) -> list[Finding]:

@@ -18,28 +18,21 @@ by the next `Lab`, which knows them by the process id and start time in their na
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import ipaddress
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from links import Shape
-
-_MADE = Path("/run/netns")
-_PREFIX = "fnlab"
-_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
+from netns import MADE, enter, existing, inside, own_prefix, pids_in, remove, run, sweep, tied
 
 
 # -- whether it works here -------------------------------------------------------------------------------------------
@@ -53,7 +46,7 @@ def unavailable() -> str | None:
         return f"network namespaces need {', '.join(missing)} (Debian: iproute2, util-linux, nftables)"
     if not Path("/dev/net/tun").exists():
         return "user-space links need /dev/net/tun"
-    name = f"{_own_prefix()}-try"
+    name = f"{own_prefix()}-try"
     tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     if tried.returncode:
         return f"couldn't make a network namespace: {tried.stderr.strip()}"
@@ -63,7 +56,7 @@ def unavailable() -> str | None:
             "table ip try { chain c { type nat hook postrouting priority 100; masquerade; }; }\n"
         )
         for command, text in (("ip -batch -", "link add br0 type bridge\n"), ("nft -f -", table)):
-            tried = subprocess.run([*_inside(name), *command.split()], input=text, capture_output=True, text=True)
+            tried = subprocess.run([*inside(name), *command.split()], input=text, capture_output=True, text=True)
             if tried.returncode:
                 return f"couldn't use a namespace ({command}): {tried.stderr.strip()[:200]}"
     finally:
@@ -84,7 +77,7 @@ class Host:
     @property
     def prefix(self) -> tuple[str, ...]:
         """Words to put before a command so that it runs at this host (in the same process id)."""
-        return _inside(self.namespace)
+        return inside(self.namespace)
 
     def run(self, *command: str, timeout_s: float = 60.0, check: bool = True, **more: Any) -> Any:
         """Run a command at this host and return what it said."""
@@ -93,7 +86,7 @@ class Host:
 
     def popen(self, *command: str, **more: Any) -> subprocess.Popen[Any]:
         """Start a process here; it dies with the thread that started it, and at the latest with the laboratory."""
-        return subprocess.Popen([*self.prefix, *_tied(), *command], **more)
+        return subprocess.Popen([*self.prefix, *tied(), *command], **more)
 
     def socket(self, family: int, kind: int) -> socket.socket:
         """A socket of this process that sends and receives at this host for as long as it is open."""
@@ -103,16 +96,16 @@ class Host:
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """This thread is at this host for the block: so are sockets it makes and processes it starts in it."""
-        with open("/proc/thread-self/ns/net") as home, (_MADE / self.namespace).open() as there:
-            _enter(there.fileno())
+        with open("/proc/thread-self/ns/net") as home, (MADE / self.namespace).open() as there:
+            enter(there.fileno())
             try:
                 yield
             finally:
-                _enter(home.fileno())
+                enter(home.fileno())
 
     def pids(self) -> list[int]:
         """Processes that run at this host."""
-        return _pids(self.namespace)
+        return pids_in(self.namespace)
 
 
 class Lab:
@@ -123,7 +116,7 @@ class Lab:
     def __init__(self, net: str = "10.77.0.0/16", *, seed: int = 0) -> None:
         """`net`: where hosts get addresses; it is known inside only. `seed`: which frames get lost."""
         Lab._labs += 1
-        self.prefix = f"{_own_prefix()}-{Lab._labs}"
+        self.prefix = f"{own_prefix()}-{Lab._labs}"
         self._net, self._seed = ipaddress.ip_network(net), seed
         self._addresses = iter(self._net.hosts())
         self._switch = f"{self.prefix}-0"
@@ -151,7 +144,7 @@ class Lab:
             for pipe in (self._links.stdin, self._links.stdout):
                 if pipe is not None:
                     pipe.close()
-        _remove([name for name in _namespaces() if name.startswith(self.prefix + "-")])
+        remove([name for name in existing() if name.startswith(self.prefix + "-")])
 
     # hosts
     def host(self, name: str = "") -> Host:
@@ -231,9 +224,9 @@ class Lab:
         what = f"netem delay {shape.delay_ms}ms loss {100 * shape.loss}%{rate} limit {max(8, int(in_flight))}"
         for namespace, device in ((host.namespace, "eth0"), (self._switch, host.port)):
             if not plain:
-                _run([*_inside(namespace), "tc", "qdisc", "replace", "dev", device, "root", *what.split()])
+                run([*inside(namespace), "tc", "qdisc", "replace", "dev", device, "root", *what.split()])
             elif host.number in self._shaped:
-                _run([*_inside(namespace), "tc", "qdisc", "delete", "dev", device, "root"])
+                run([*inside(namespace), "tc", "qdisc", "delete", "dev", device, "root"])
         self._shaped = self._shaped - {host.number} if plain else self._shaped | {host.number}
 
     def _user_link(self, host: Host, shape: Shape, plain: bool) -> None:
@@ -262,7 +255,7 @@ class Lab:
         if self._links is None:
             program = [sys.executable, "-IS", str(Path(__file__).parent / "links.py"), str(self._seed)]
             self._links = subprocess.Popen(
-                [*_inside(self._switch), *_tied(), *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [*inside(self._switch), *tied(), *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
             with contextlib.suppress(OSError):  # its delays must not be those of a busy machine
                 os.setpriority(os.PRIO_PROCESS, self._links.pid, -10)
@@ -310,106 +303,37 @@ class Lab:
 
     # tools
     def _namespace(self, name: str) -> None:
-        _run(["ip", "netns", "add", name])
+        run(["ip", "netns", "add", name])
         self._ip(name, "link set lo up")
         self._set(name, "net.ipv6.conf.all.disable_ipv6", "1")
 
     @staticmethod
     def _ip(namespace: str, *commands: str) -> None:
-        _run(["ip", "-n", namespace, "-batch", "-"], "\n".join(commands) + "\n")
+        run(["ip", "-n", namespace, "-batch", "-"], "\n".join(commands) + "\n")
 
     @staticmethod
     def _nft(namespace: str, text: str) -> None:
-        _run([*_inside(namespace), "nft", "-f", "-"], text)
+        run([*inside(namespace), "nft", "-f", "-"], text)
 
     @staticmethod
     def _set(namespace: str, key: str, value: str) -> None:
         file = Path("/proc/sys") / key.replace(".", "/")
-        with open("/proc/thread-self/ns/net") as home, (_MADE / namespace).open() as there:
-            _enter(there.fileno())
+        with open("/proc/thread-self/ns/net") as home, (MADE / namespace).open() as there:
+            enter(there.fileno())
             try:
                 if file.exists():
                     file.write_text(value)
             finally:
-                _enter(home.fileno())
+                enter(home.fileno())
 
 
 @functools.cache
 def has_netem() -> bool:
     """Whether the kernel has `tc netem`."""
-    name = f"{_own_prefix()}-try"
-    _run(["ip", "netns", "add", name])
+    name = f"{own_prefix()}-try"
+    run(["ip", "netns", "add", name])
     try:
-        command = [*_inside(name), "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
+        command = [*inside(name), "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
         return shutil.which("tc") is not None and subprocess.run(command, capture_output=True).returncode == 0
     finally:
-        _run(["ip", "netns", "delete", name])
-
-
-# -- what is left of others ------------------------------------------------------------------------------------------
-def sweep() -> list[str]:
-    """Remove the namespaces, and processes in them, of tests that were killed; their names."""
-    left = [name for name in _namespaces() if not _lives(name)]
-    _remove(left)
-    return left
-
-
-def _namespaces() -> list[str]:
-    return sorted(p.name for p in _MADE.glob(f"{_PREFIX}-*")) if _MADE.is_dir() else []
-
-
-def _lives(namespace: str) -> bool:
-    """Whether the process that made a namespace still runs."""
-    _, pid, began, *_ = namespace.split("-")
-    return _began(int(pid)) == began
-
-
-def _own_prefix() -> str:
-    return f"{_PREFIX}-{os.getpid()}-{_began(os.getpid())}"
-
-
-def _began(pid: int) -> str:
-    """When a process started, in ticks of this boot; "" when there is none."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return ""
-
-
-def _remove(namespaces: Sequence[str]) -> None:
-    """End every process in these namespaces, then delete them."""
-    deadline = time.monotonic() + 10
-    while pids := [pid for name in namespaces for pid in _pids(name) if pid != os.getpid()]:
-        assert time.monotonic() < deadline, f"these processes don't end: {pids}"
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-    for name in namespaces:
-        subprocess.run(["ip", "netns", "delete", name], capture_output=True)
-
-
-def _pids(namespace: str) -> list[int]:
-    """Processes in a namespace that are more than a line in their parent's book."""
-    found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
-
-
-def _inside(namespace: str) -> tuple[str, ...]:
-    return ("nsenter", f"--net={_MADE / namespace}")
-
-
-def _tied() -> tuple[str, ...]:
-    """Words that make a process die with the thread that started it."""
-    return ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
-
-
-def _enter(namespace: int) -> None:
-    if _libc.setns(namespace, _NEWNET):
-        number = ctypes.get_errno()
-        raise OSError(number, f"couldn't enter a network namespace: {os.strerror(number)}")
-
-
-def _run(command: Sequence[str], text: str | None = None) -> None:
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=30)
-    if done.returncode:
-        raise OSError(f"couldn't run {' '.join(command)}: {done.stderr.strip()[:400]}\n{text or ''}")
+        run(["ip", "netns", "delete", name])

@@ -54,7 +54,7 @@ class World:
         self.ids: dict[str, MemberId] = {n: member_id(key(n)) for n in names}
         self.feeds: dict[str, list[Record]] = {n: [] for n in names}
         self.fold, self.book = Collective(self.collective), Book()
-        self.replay = Replay(self.fold, lambda name: self.blobs.get(name))  # noqa: PLW0108 - they come below
+        self._replay: Replay | None = None
         self.now, self.runs, self.real_blobs = START, 0, real_blobs
         self.apart: set[str] = set()
         self.policies: dict[str, Digest] = {}  # digests of egress policies that members have set
@@ -254,7 +254,8 @@ class World:
     def completed(self, cut: Cut) -> Cut:
         """With the registers and the model that its contributions give."""
         if self.real_blobs:
-            made = self.replay.of_cut(self.fold.charter, cut)
+            self._replay = self._replay or Replay(self.fold, self.blobs.get)
+            made = self._replay.of_cut(self.fold.charter, cut)
             assert isinstance(made, Model)
             return completed(cut, made)
         registers = (RegisterDigest(member=m, digest=digest(m.encode())) for m in sorted(self.fold.in_cut(cut)))

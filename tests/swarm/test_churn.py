@@ -18,7 +18,14 @@ SLOW_LINK = {
 }  # each way: 300 ms and about 4 % for a question and its answer
 SMALL = Plan(nodes=5, seconds=60, kill_every_s=10, train_every_s=3, partition=(20, 40), slow=SLOW_LINK, settle_s=180)
 WHOLE = Plan(
-    nodes=16, seconds=300, kill_every_s=10, train_every_s=4, partition=(120, 180), slow=SLOW_LINK, settle_s=600
+    nodes=16,
+    seconds=300,
+    kill_every_s=10,
+    train_every_s=4,
+    partition=(120, 180),
+    slow=SLOW_LINK,
+    ready_s=300,
+    settle_s=600,
 )
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import namespaces
 import pytest
-from namespaces import Host, Lab, sweep, unavailable
+from namespaces import Host, Lab, unavailable
+from netns import existing, pids_in, sweep
 from real_node import alive, until
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
@@ -178,7 +179,7 @@ def test_a_laboratory_leaves_nothing_behind():
         until(lambda: process.pid in host.pids(), what="it runs there")
         name = host.namespace
     assert process.wait(5) == -signal.SIGKILL
-    assert name not in namespaces._namespaces()
+    assert name not in existing()
 
 
 def test_what_a_killed_test_left_is_swept_by_the_next_one():
@@ -192,11 +193,11 @@ def test_what_a_killed_test_left_is_swept_by_the_next_one():
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=path) as child:
         assert child.stdout is not None
         namespace, pid = child.stdout.readline().split()
-        until(lambda: int(pid) in namespaces._pids(namespace), what="it has entered")
+        until(lambda: int(pid) in pids_in(namespace), what="it has entered")
         assert namespace not in sweep()  # its test still runs
         child.kill()
         child.wait()
     assert alive(int(pid))
     assert namespace in sweep()
     until(lambda: not alive(int(pid)), 10, what="the process it left is gone")
-    assert namespace not in namespaces._namespaces()
+    assert namespace not in existing()
