@@ -23,7 +23,9 @@ OPPOSED: Final = (
     -0.02
 )  # a bearing below it points against the others; honest ones lie above 0 (contrib/LOG.md, attackers)
 OVERSIZED: Final = 2.0  # times the median norm
-STRAY: Final = 0.01  # a bearing below it agrees with nobody; that of noise lies within 0.004 of 0 (contrib/LOG.md, attackers)
+STRAY: Final = (
+    0.01  # a bearing below it agrees with nobody; that of noise lies within 0.004 of 0 (contrib/LOG.md, attackers)
+)
 OWN_SHARE: Final = 0.25  # of a voter's gain: what leaving out a member must give back before it is named
 ESTRANGED_SHARE: Final = 0.02  # the same, where the member is estranged
 LEAST_HARM: Final = 0.001  # nats

@@ -35,7 +35,7 @@ from protocol.canon import Json
 from protocol.errors import Fatal, FishernetError
 
 log = logging.getLogger("fishernet.daemon")
-_TICK_S: Final = 0.5
+_TICK_S: Final = 1.0
 _BURST_S: Final = 0.02
 _ANSWERED_S: Final = 0.2
 _STOP_S: Final = 4.0

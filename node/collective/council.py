@@ -25,7 +25,7 @@ from protocol.errors import Retry
 from protocol.ids import Digest
 
 log = logging.getLogger("fishernet.council")
-_TICK_S = 0.2
+_TICK_S, _QUIET_S = 0.2, 1.0  # between two looks at the clock, while something is being decided and while nothing is
 
 
 @dataclass(slots=True)
@@ -57,16 +57,21 @@ class Council:
         """Act whenever something arrived or time passed; never returns."""
         while True:
             acted = False
+            self._wake.clear()  # what comes during a step is looked at after it
             try:
                 acted = await self.step()
             except Retry as e:
                 log.warning("event=vote-postponed code=%s cause=%s", e.code, e)
                 await asyncio.sleep(1.0)
             if not acted:
-                self._wake.clear()
                 with contextlib.suppress(TimeoutError):  # asyncio.wait_for may swallow a cancel before Python 3.12
-                    async with asyncio.timeout(_TICK_S):
+                    async with asyncio.timeout(_QUIET_S if self._quiet() else _TICK_S):
                         await self._wake.wait()
+
+    def _quiet(self) -> bool:
+        """Whether nothing waits for a decision, so that no time has to be kept."""
+        fold = self._seat.fold
+        return not fold.known or not (fold.pending() or votes.started(fold, self.attempt, due=False))
 
     def poke(self) -> None:
         """Look again: something outside the feeds has changed (a blob came)."""

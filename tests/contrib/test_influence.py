@@ -67,7 +67,9 @@ def test_an_oversized_member_is_measured_and_an_empty_or_lone_one_breaks_nothing
     assert influence.bearings({}, 0) == {}
 
 
-def test_large_noise_agrees_with_nobody_and_is_named_for_little_harm_while_small_noise_and_large_agreement_are_not() -> None:
+def test_large_noise_agrees_with_nobody_and_is_named_for_little_harm_while_small_noise_and_large_agreement_are_not() -> (
+    None
+):
     made = registers(0.3)
     rng = np.random.default_rng(9)
     noise = (rng.normal(size=P) * 2**20).astype(np.int64)
@@ -75,7 +77,9 @@ def test_large_noise_agrees_with_nobody_and_is_named_for_little_harm_while_small
     made[HOSTILE[1]] = Register(units=noise, counts=np.ones(P, dtype=np.int32))
     made[HOSTILE[2]] = Register(units=3 * made[HOSTILE[2]].units, counts=np.ones(P, dtype=np.int32))
     found = influence.bearings(made, 0)
-    mild = {m: Bearing(cosine=min(b.cosine, 0.0) if m in HOSTILE[:2] else b.cosine, size=b.size) for m, b in found.items()}
+    mild = {
+        m: Bearing(cosine=min(b.cosine, 0.0) if m in HOSTILE[:2] else b.cosine, size=b.size) for m, b in found.items()
+    }
     assert [mild[m].estranged for m in HOSTILE] == [True, False, False]
     felt = measured(**{m: 3.48 for m in HOSTILE})
     assert influence.named(felt, mild, 0.02) == (HOSTILE[0],)

@@ -125,7 +125,17 @@ class Node(Running):
     """A swarm with the store, blobs and sync of a member."""
 
     def __init__(
-        self, home, members, *, heads_every_s=1.0, known=(), listen=LOOPBACK, tap=None, guard=None, network=None, **rules
+        self,
+        home,
+        members,
+        *,
+        heads_every_s=1.0,
+        known=(),
+        listen=LOOPBACK,
+        tap=None,
+        guard=None,
+        network=None,
+        **rules,
     ):
         bare = swarm_of(home, known=known, listen=listen, tap=tap, guard=guard, **(network or {}))
         self.home, self.members = home, {h.member for h in members}

@@ -700,5 +700,7 @@ def test_log_lines_name_counts_and_no_text(live: Live, caplog: pytest.LogCapture
     with caplog.at_level("INFO", logger="fishernet"):
         post(live, "/v1/completions", {"model": "base", "prompt": "canary-in-a-mine", "max_tokens": 2})
     line = next(record.getMessage() for record in caplog.records if record.name == "fishernet.api")
-    assert re.fullmatch(r"event=answered model=base digest=\w{12} key=- prompt_tokens=16 completion_tokens=2 ms=\d+", line)
+    assert re.fullmatch(
+        r"event=answered model=base digest=\w{12} key=- prompt_tokens=16 completion_tokens=2 ms=\d+", line
+    )
     assert "canary" not in caplog.text
