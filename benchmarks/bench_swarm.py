@@ -25,6 +25,7 @@ from swarm_load import Load, drive, idle, ladder, prepare, quantile
 from swarm_soak import Sample, slope, soak
 
 from node.demo.nodes import DemoNode, free_ports
+from protocol.errors import FishernetError
 
 RATE = 5.0  # contributions a second in total, the rate of the targets
 PARTS = ("latency", "saturation", "blob", "idle", "daemon")
@@ -211,7 +212,7 @@ def daemon(size: Size) -> list[harness.Figure]:
 def _up(node: DemoNode) -> bool:
     try:
         return node.status()["ready"] is True
-    except Exception:  # noqa: BLE001  (it does not listen yet)
+    except FishernetError:  # it does not listen yet
         return False
 
 

@@ -19,9 +19,8 @@ from protocol.keys import admit
 
 VERSION: Final = 1
 ROLES: Final = ("contributor", "endorser", "auditor")
-MAX_MEMBERS: Final = (
-    512  # with one earlier key each as many feeds as a decision lists; its cut takes 0.4 KB of a body a seat
-)
+# With one earlier key each these are as many feeds as a decision lists; its cut takes 0.4 KB of a body a seat.
+MAX_MEMBERS: Final = 512
 MAX_COORDINATES: Final = 1 << 28
 MAX_WAS: Final = 64
 MAX_RELAYS: Final = 8

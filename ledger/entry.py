@@ -179,7 +179,7 @@ def parse(line: bytes) -> Entry:
 
 
 def parse_stored(line: bytes) -> Entry:
-    """Like `parse` without the signature check: only for lines that `parse` or `make` saw before they were stored."""
+    """Like `parse` without the signature check: for lines of our store, and for those on their way into `pages.read`."""
     header, signed, signature = _read(line)
     return _entry(header, signed, signature, line)
 

@@ -245,8 +245,7 @@ class Standing:
         if cut is None:
             return frozenset()
         faults = {x.event for x in cut.excluded if x.reason not in {forgetting.ERASED, forgetting.FORGOTTEN}}
-        covered = self.covered(cut.place, cut.epoch)
-        return frozenset(m for m, taken in covered.items() if taken and taken[-1].event in faults)
+        return frozenset(last.member for last in cut.last if last.event in faults)
 
     def known_to(self, member: MemberId) -> dict[MemberId, int]:
         """How many entries of each feed a member's own entries, as far as they are here, prove that it holds."""

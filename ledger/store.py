@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Final
 from sqlite_utils import Database
 
 from ledger import checkpoint, entry, forks, pages, tree
+from ledger.changes import Changes
 from ledger.checkpoint import Head
 from ledger.entry import Record, Seen
 from ledger.errors import BadChain, EraseUnfinished, FeedBehind, FeedFrozen, ForkSeen, StoreBroken, StoreBusy, StoreFull
@@ -80,11 +80,7 @@ class Store(Reader):
         self._process_lock = lock
         self._edges: dict[tuple[CollectiveId, MemberId], _Edge] = {}
         self._keys: dict[tuple[CollectiveId, MemberId], keys.SigningKey] = {}
-        self._changes_lock = threading.Lock()  # held for a moment only
-        self._change = 0
-        self._changes: dict[
-            tuple[CollectiveId, MemberId], int
-        ] = {}  # the number of each feed's last change, oldest first
+        self._changes = Changes()
 
     @classmethod
     def open(cls, path: Path, *, writer: bool = True) -> Store:
@@ -151,14 +147,7 @@ class Store(Reader):
 
         Numbers start at 0 each time the ledger is opened; what was there before is no change.
         """
-        with self._changes_lock:
-            found: list[tuple[MemberId, int]] = []
-            for (where, member), number in reversed(self._changes.items()):
-                if number <= since:
-                    break
-                if where == collective:
-                    found.append((member, number))
-            return found[::-1], self._change
+        return self._changes.since(collective, since)
 
     def append(
         self,
@@ -232,7 +221,7 @@ class Store(Reader):
             self._write(f"append {drafts[0].type}", rows)
             self._keys[collective, member] = key
             self._remember(collective, member, _Edge(feed=edge.feed, tree=growing, leaf=leaf, signed=signed))
-            self._changed(collective, member)
+            self._changes.note(collective, member)
         return records
 
     def append_foreign(
@@ -265,7 +254,7 @@ class Store(Reader):
                 signed = max(edge.signed, head.size if head else 0)
                 self._remember(collective, member, _Edge(feed=edge.feed, tree=growing, leaf=leaf, signed=signed))
                 if fresh or signed > edge.signed:
-                    self._changed(collective, member)
+                    self._changes.note(collective, member)
         except ForkSeen as seen:
             self._freeze(seen.fork)
             raise
@@ -355,12 +344,6 @@ class Store(Reader):
         self._edges[collective, member] = edge
         self._trees[edge.feed] = edge.tree
 
-    def _changed(self, collective: CollectiveId, member: MemberId) -> None:
-        with self._changes_lock:
-            self._change += 1
-            self._changes.pop((collective, member), None)
-            self._changes[collective, member] = self._change
-
     def _sign_heads(self, collective: CollectiveId | None = None, member: MemberId | None = None) -> None:
         """Sign and store the heads of feeds that this store has the key of and that have grown (of all, or as named)."""
         for (where, who), key in list(self._keys.items()):
@@ -372,7 +355,7 @@ class Store(Reader):
                     head = _sign(key, where, who, edge.tree)
                     self._write(f"sign head of {who[:12]}", [(_HEAD, [_head_row(edge.feed, head)])])
                     self._edges[where, who] = replace(edge, signed=head.size)
-                    self._changed(where, who)
+                    self._changes.note(where, who)
 
     def _edge(self, collective: CollectiveId, member: MemberId) -> _Edge | None:
         """Where a feed goes on, read once; None when nothing of it is here.

@@ -182,9 +182,10 @@ class Swarm:
 
     def use_relays(self, relays: Iterable[str]) -> None:
         """These are the relays that the charter names now, besides those of the configuration."""
-        before = self._nat
-        self._charter_relays = merged(relays)
-        self._renew_if(self._nat != before)
+        wanted = merged(relays)
+        if wanted != self._charter_relays:  # asked with every entry that arrives
+            before, self._charter_relays = self._nat, wanted
+            self._renew_if(self._nat != before)
 
     def reconfigure(self, config: SwarmConfig) -> frozenset[str]:
         """Go on with `config`: peers, announced addresses and mDNS at once, listening and relays with a new life of p2pd.

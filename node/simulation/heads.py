@@ -12,6 +12,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 from ledger import checkpoint
+from ledger.changes import Changes
 from ledger.checkpoint import Head
 from ledger.entry import Record, Seen
 from ledger.errors import BadChain
@@ -66,8 +67,7 @@ class HeadedStore(MemoryStore):
         self._roots = roots
         self._signed: dict[MemberId, Head] = {}
         self._signing: dict[MemberId, keys.SigningKey] = {}
-        self._touches: dict[MemberId, int] = {}
-        self._touch = 0
+        self._changes = Changes()
 
     def copy_of(self, other: HeadedStore) -> None:
         """Hold what `other` holds."""
@@ -84,12 +84,7 @@ class HeadedStore(MemoryStore):
 
     def changes(self, collective: CollectiveId, since: int = 0) -> tuple[list[tuple[MemberId, int]], int]:
         """The feeds written to after change number `since`, with the number of the last change, ascending; and the newest."""
-        found: list[tuple[MemberId, int]] = []
-        for member, number in reversed(self._touches.items()):
-            if number <= since:
-                break
-            found.append((member, number))
-        return found[::-1], self._touch
+        return self._changes.since(collective, since)
 
     def tree(self, collective: CollectiveId, member: MemberId, *, remember: bool = False) -> Tree:
         """The tree of one feed, made from its leaves."""
@@ -110,7 +105,7 @@ class HeadedStore(MemoryStore):
             if size and member in (None, own) and (known is None or known.size < size):
                 root = self._roots.of(self._feeds[own], size)
                 self._signed[own] = checkpoint.make(key, collective, own, size, root)
-                self._touched(own)
+                self._changes.note(collective, own)
         if member is not None:
             return [self._signed[member]] if member in self._signed else []
         return [self._signed[each] for each in sorted(self._signed)]
@@ -130,7 +125,7 @@ class HeadedStore(MemoryStore):
         """As the memory store's; keeps the key to sign heads."""
         made = super().append(key, collective, type, body, now_ms=now_ms, salt=salt, seen=seen, state=state)
         self._signing[keys.member_id(key)] = key
-        self._touched(keys.member_id(key))
+        self._changes.note(collective, keys.member_id(key))
         return made
 
     def append_foreign(
@@ -151,13 +146,8 @@ class HeadedStore(MemoryStore):
         if head is not None and (known is None or head.size > known.size):
             self._signed[member] = head
         if fresh or (head is not None and self._signed[member] is head):
-            self._touched(member)
+            self._changes.note(collective, member)
         return fresh
-
-    def _touched(self, member: MemberId) -> None:
-        self._touch += 1
-        self._touches.pop(member, None)
-        self._touches[member] = self._touch
 
     def _check(self, member: MemberId, head: Head | None) -> None:
         feed = self._feeds.get(member, [])

@@ -21,7 +21,7 @@ from protocol.binding import Binding
 from protocol.errors import Malformed
 from protocol.ids import CollectiveId, Digest, MemberId, PeerId
 
-__all__ = ["Asker", "from_wire", "read_frame", "to_wire", "unverified"]
+__all__ = ["Asker", "from_wire", "read_frame", "to_wire"]
 
 NOT_SPOKEN: Final = "protocol"  # in what the transport says of a peer without it: "protocols not supported"
 
@@ -149,22 +149,7 @@ def to_wire(records: Iterable[Record]) -> Iterable[wire.WireRecord]:
 
 
 def from_wire(items: Iterable[wire.WireRecord]) -> list[Record]:
-    """Records as they were sent, each with its own signature verified; how they follow each other is the store's matter.
-
-    Raises:
-        Refused: an entry that is not one.
-    """
-    return [
-        Record(
-            entry=entry.parse(item.line),
-            body=None if item.salt is None or item.data is None else Body(salt=item.salt, data=item.data),
-        )
-        for item in items
-    ]
-
-
-def unverified(items: Iterable[wire.WireRecord]) -> list[Record]:
-    """Records as they were sent, for `Store.append_foreign`, which checks every signature itself.
+    """Records as they were sent, for `Store.append_foreign`, which checks every signature and how they follow each other.
 
     Raises:
         Refused: not the form of an entry.

@@ -25,7 +25,7 @@ from node.finding.backoff import HOSTILE_S, Backoff
 from node.ports import Network
 from node.syncing.blobs import BlobStore
 from node.syncing.directory import Directory
-from node.syncing.exchange import Asker, unverified
+from node.syncing.exchange import Asker, from_wire
 from node.syncing.neighbours import Neighbours
 from node.syncing.rules import SyncRules
 from protocol.errors import Malformed, Refused, Retry
@@ -41,9 +41,8 @@ _STORE_FULL_S: Final = 5.0
 _NO_ROOM_S: Final = 5.0
 _HEDGE_S: Final = 1.0  # who has not answered by then is not waited for alone
 _COMING_S: Final = 0.8  # how long an asker may wait for what is coming: less than it waits for us
-_NEAR: Final = (
-    4  # who is so many entries behind wants the blobs with them; who is further behind has better to do first
-)
+# Who is so many entries behind wants the blobs with them; who is further behind has better to do first.
+_NEAR: Final = 4
 ATTACH: Final = 256 * 1024  # bytes of blobs that come with entries
 
 
@@ -293,7 +292,7 @@ class Feeds:
             page, blobs = await parts.asker.range(peer, member, start, attach)
         else:
             page = await parts.asker.page(peer, member, start)
-        return _Page(records=unverified(page.records), note=page.note, blobs=blobs)
+        return _Page(records=from_wire(page.records), note=page.note, blobs=blobs)
 
     async def _took(self, task: asyncio.Future[_Page], peer: PeerId, member: MemberId, feed: Feed, start: int) -> bool:
         parts, matter = self._parts, (peer, member)

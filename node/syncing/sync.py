@@ -53,10 +53,6 @@ _ASKS_AT_ONCE = 16
 _PATIENCE_S = 2.0  # after that a question goes on, and its place is free for others
 _ABSENT_S = 3.0
 _LOOK_S = 0.5
-_AGAIN_S = (
-    60.0  # an unchanged head is announced again at most so often; where there are more members than `_MANY`, seldomer
-)
-_MANY = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
