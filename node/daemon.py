@@ -109,10 +109,12 @@ class Daemon:
                 jobs.create_task(self._watch(), name="watch")
                 jobs.create_task(self._announce(), name="announce")
                 jobs.create_task(self._keep(), name="keep")
-                await self._stop.wait()
-                log.info("event=stopping")
-                for after in _INSIST_S:
-                    loop.call_later(after, self._insist)
+                try:
+                    await self._stop.wait()
+                    log.info("event=stopping")
+                finally:  # asked to, or a part has failed
+                    for after in _INSIST_S:
+                        loop.call_later(after, self._insist)
                 raise Stop
         except* Stop:
             log.info("event=stopped")

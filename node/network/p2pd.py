@@ -351,7 +351,8 @@ async def _end(process: _Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             process._child.kill()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process._child.wait(), CALL_S)
+            async with asyncio.timeout(CALL_S):
+                await process._child.wait()
     running = [task for task in tasks if task is not None]
     for task in running:
         task.cancel()

@@ -302,6 +302,8 @@ class Swarm:
             if nat.flags(self._me)["relay"]:
                 self._relaying = Relaying(daemon, self.guard, self._trusts, serve=nat.serve)
                 await daemon.serve(HOP, self._relaying.hop)
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError  # hivemind swallows one that comes while it connects
             async with asyncio.TaskGroup() as jobs:
                 self._daemon, self._jobs, self._presence.visible = daemon, jobs, daemon.visible
                 told = self._presence.tell_dht(daemon, relays=bool(nat.relays))

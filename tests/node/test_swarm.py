@@ -20,7 +20,7 @@ from peers import LOOPBACK, Home, config_of, homes, live, swarm_of, until
 
 from node.errors_network import BadTransport, PeerUnreachable, PortTaken, StreamEnded
 from node.finding import rendezvous
-from node.network import links
+from node.network import links, p2pd
 from node.network.p2pd import DaemonConfig, P2pd
 from node.network.swarm import MAX_ANNOUNCEMENT, Swarm, SwarmConfig
 from protocol import addresses as multiaddrs
@@ -281,6 +281,26 @@ async def test_no_process_is_left(tmp_path):
         shutil.rmtree(b.run_dir)
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     assert not [pid for pid in children if b"p2pd" in Path(f"/proc/{pid}/cmdline").read_bytes() and alive(int(pid))]
+
+
+@live
+async def test_a_node_stopped_while_a_library_swallows_it_ends_all_the_same(tmp_path, monkeypatch):
+    (home,) = homes(tmp_path, "a")
+    a, started, create = swarm_of(home), asyncio.Event(), p2pd.DHTNode.create
+
+    async def deaf(*args, **kwargs):
+        started.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return await create(*args, **kwargs)
+
+    monkeypatch.setattr(p2pd.DHTNode, "create", deaf)
+    task = asyncio.create_task(a.swarm.run())
+    await started.wait()
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=15)
+    assert done and task.cancelled()
+    shutil.rmtree(a.run_dir)
 
 
 def test_killed_node_leaves_no_process(tmp_path):

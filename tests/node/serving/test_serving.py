@@ -151,12 +151,17 @@ def test_one_request_too_many_is_refused_at_once(live: Live, monkeypatch: pytest
 
 
 def test_deadline_ends_the_answer_where_it_stands(live: Live) -> None:
-    async def late() -> list[object]:
+    async def late(deadline: float) -> list[object]:
         asked = Sampling(max_tokens=450, temperature=0.0)
-        return [part async for part in live.serving.generate(live.serving.find("base"), PROMPT, asked, deadline=0.4)]
+        return [
+            part async for part in live.serving.generate(live.serving.find("base"), PROMPT, asked, deadline=deadline)
+        ]
 
-    *pieces, usage = live.loop.run(late())
-    assert isinstance(pieces[-1], Piece)
+    for deadline in (0.4, 0.2, 0.1, 0.05):  # seconds: a fast machine is done with 450 tokens before the first
+        *pieces, usage = live.loop.run(late(deadline))
+        assert isinstance(pieces[-1], Piece)
+        if pieces[-1].finish == "deadline":
+            break
     assert pieces[-1].finish == "deadline"
     assert isinstance(usage, Usage)
     assert 0 < usage.completion_tokens < 450
