@@ -74,14 +74,19 @@ def swarm(chosen: argparse.Namespace) -> list[Figure]:
                     rest,
                     cost["cpu_us_per_node"]["burst"] / burst,
                     cost["cpu_us_per_node"]["idle"] / idle["seconds"],
+                    (one["after"]["bytes_per_node"] / one["after"]["seconds"] - rest) * idle["seconds"] / burst,
                     one["join"]["seconds"],
+                    sum(one["join"]["bytes_got"].values()) / 1e3,
+                    cost["sync_kb_per_node"],
                     cost["cpu_s"],
+                    cost["peak_mb"],
                 )
             )
             if one["topology"] == "neighbours":
                 ours[one["members"]] = (entry, rest)
     names = ("swarm", "links", "hops", "theory", "page hops", "one entry s", "burst p95 s", "B/entry", "pulled B/entry")
-    table("swarm, per node", (*names, "idle B/s", "CPU us/entry", "idle CPU us/s", "join s", "run CPU s"), rows)
+    more = ("idle B/s", "CPU us/entry", "idle CPU us/s", "told later B/entry", "join s", "join kB", "memory kB")
+    table("swarm, per node", (*names, *more, "run CPU s", "peak MB"), rows)
     if len(ours) < 2:
         return []
     small, large = min(ours), max(ours)

@@ -186,11 +186,11 @@ class _Walk:
 
     def chunk(self, rows: list[RawLine]) -> _Chunk:
         """Take the next rows into the tree, and begin to verify them."""
-        first, end = rows[0][1], rows[-1][1]
+        first, end = rows[0][0], rows[-1][0]
         leaves = runs.follow(self.collective, self.member, self.next, self.last, rows)
         passed = leaves is not None
         if leaves is None:
-            leaves = [leaf_hash(row[2]) for row in rows]
+            leaves = [leaf_hash(row[1]) for row in rows]
         heads = self.heads(self.tree.size, self.tree.size + len(leaves))
         grown, roots = self.grow(leaves, [size for size, _, _ in heads])
         chunk = _Chunk(
@@ -205,7 +205,7 @@ class _Walk:
         )
         if passed:
             sure = self.vouched[0] if self.vouched else 0
-            signed = [runs.signed(row[2]) for row in rows[max(0, sure - first) :]]
+            signed = [runs.signed(row[1]) for row in rows[max(0, sure - first) :]]
             chunk.signatures = [
                 _Job(self.pool, keys.wrong_signatures, self.member, entry.DOMAIN, signed[n : n + _BATCH])
                 for n in range(0, len(signed), _BATCH)
@@ -251,7 +251,7 @@ class _Walk:
     def explain(self, chunk: _Chunk) -> Iterator[Finding]:
         """What is wrong with each row's line, leaf and place."""
         after, last = chunk.next, chunk.last
-        for _, seq, line, stored, *_ in chunk.rows:
+        for seq, line, stored, *_ in chunk.rows:
             if seq != after:
                 yield self.finding("gap", after, f"entries {after} to {seq - 1} are missing")
             leaf = leaf_hash(line)
@@ -277,7 +277,7 @@ class _Walk:
 
     def check_bodies(self, chunk: _Chunk) -> Iterator[Finding]:
         """Whether each readable entry has the body that it commits to."""
-        for feed, seq, line, _, salt, data in chunk.rows:
+        for seq, line, _, salt, data in chunk.rows:
             if salt is not None and data is not None and chunk.passed and runs.commits(line, salt, data):
                 continue
             try:
@@ -285,7 +285,7 @@ class _Walk:
             except Refused:
                 continue  # the line has its finding
             if salt is None or data is None:
-                erased = self.store.is_erased(feed, seq)
+                erased = self.store.is_erased(self.collective, self.member, seq)
                 code, text = (
                     ("body-erased", "was erased here") if erased else ("body-missing", "was erased or withheld")
                 )
@@ -376,7 +376,7 @@ class _Walk:
         try:
             fork = forks.decode(proof)
             lines = self.store.raw_chunks(self.collective, self.member) if fork.kind == "root" else ()
-            forks.verify(fork, [leaf_hash(line) for rows in lines for _, _, line, _ in rows])
+            forks.verify(fork, [leaf_hash(line) for rows in lines for _, line, _ in rows])
         except Refused as e:
             yield self.finding("bad-proof", None, f"the stored fork proof: {e}")
         else:

@@ -35,29 +35,16 @@ SALT_BYTES: Final = 16
 _BEFORE_HEADER: Final = b'{"e":'
 _AFTER_HEADER: Final = len(b',"s":""}') + 88  # a signature is 88 base64 digits
 _MEMBER: Final = attrgetter("member")
-_TYPE = re.compile(r"[a-z][a-z0-9._-]{0,63}\Z")
 # The header as its keys sort, and a language of lines in which every line is canonical. What it does not match may still be
 # an entry (a number of 16 digits): then the JSON reader decides. Matching takes a tenth of the time of reading JSON.
-_HEX, _NUMBER = "[0-9a-f]{64}", "(?:0|[1-9][0-9]{0,14})"
-_SEEN_ROW = rf'\["{_HEX}",{_NUMBER},"{_HEX}"\]'
-_NAMES = rf'","collective":"({_HEX})","member":"({_HEX})","prev":"({_HEX})'
-_NAMES_WIDTH = len('","collective":"","member":"","prev":"') + 3 * 64
-_ANY_NAMES = f".{{{_NAMES_WIDTH}}}"
-
-
-def _plain_pattern(names: str) -> re.Pattern[bytes]:
-    pattern = (
-        rf'\{{"e":\{{"body":"({_HEX}){names}",'
-        rf'"seen":\[((?:{_SEEN_ROW}(?:,{_SEEN_ROW}){{0,{MAX_SEEN - 1}}})?)\],"seq":({_NUMBER}),"ts":({_NUMBER}),'
-        r'"type":"([a-z][a-z0-9._-]{0,63})","v":1\},"s":"([A-Za-z0-9+/]{85}[AQgw]==)"\}'
-    )
-    return re.compile(pattern.encode(), re.DOTALL)
-
-
-PLAIN: Final = _plain_pattern(_NAMES)
-PLAIN_BUT_NAMES: Final = _plain_pattern(_ANY_NAMES)
-"""For a reader who knows collective, member and previous leaf and compares them byte by byte: groups body, seen, seq, ts, type,
-signature."""
+HEX, NUMBER, KIND, BASE64 = "[0-9a-f]{64}", "(?:0|[1-9][0-9]{0,14})", "[a-z][a-z0-9._-]{0,63}", "[A-Za-z0-9+/]{85}[AQgw]=="
+_SEEN_ROW = rf'\["{HEX}",{NUMBER},"{HEX}"\]'
+SEEN = rf"(?:{_SEEN_ROW}(?:,{_SEEN_ROW}){{0,{MAX_SEEN - 1}}})?"
+PLAIN: Final = re.compile(
+    rf'\{{"e":\{{"body":"({HEX})","collective":"({HEX})","member":"({HEX})","prev":"({HEX})","seen":\[({SEEN})\],'
+    rf'"seq":({NUMBER}),"ts":({NUMBER}),"type":"({KIND})","v":1\}},"s":"({BASE64})"\}}'.encode()
+)
+_TYPE = re.compile(rf"{KIND}\Z")
 _FIELDS: Final = frozenset({"v", "collective", "member", "seq", "prev", "ts", "type", "seen", "body"})
 
 

@@ -31,9 +31,9 @@ _HEADS: Final = (
     "SELECT size, root, signature FROM heads JOIN feeds ON id = feed"
     " WHERE collective = ? AND member = ? AND size > ? AND size <= ?"
 )
-_RANGE: Final = "FROM entries WHERE place >= ? AND place < ? ORDER BY place LIMIT ?"
-_LINES: Final = f"SELECT feed, seq, line, leaf {_RANGE}"
-_LINES_AND_BODIES: Final = f"SELECT feed, seq, line, leaf, salt, data {_RANGE}"
+_RANGE: Final = "FROM entries WHERE place >= ?1 + ?2 AND place < ?1 + (1 << 40) ORDER BY place LIMIT ?3"
+_LINES: Final = f"SELECT place - ?1, line, leaf {_RANGE}"
+_LINES_AND_BODIES: Final = f"SELECT place - ?1, line, leaf, salt, data {_RANGE}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,25 +177,26 @@ class Reader:
         found = []
         for member in self.members(collective):
             for rows in self.raw_chunks(collective, member):
-                events = ((seq, digest(entry.signed_part(line))) for _, seq, line, _ in rows)
+                events = ((seq, digest(entry.signed_part(line))) for seq, line, _ in rows)
                 found += [(member, seq, EventId(event)) for seq, event in events if event.startswith(prefix)]
         return found
 
     def raw_chunks(
         self, collective: CollectiveId, member: MemberId, *, bodies: bool = False
     ) -> Iterator[list[tuple[Any, ...]]]:
-        """Every entry in order as (feed, seq, line, leaf), some at a time; trusted for nothing.
+        """Every entry in order as (seq, line, leaf), some at a time; trusted for nothing.
 
         With `bodies` salt and data follow; those that are not here are None.
         """
         feed, start = self._feed(collective, member), 0
         sql = _LINES_AND_BODIES if bodies else _LINES
-        while feed is not None and (rows := self._rows(sql, place_of(feed, start), place_of(feed + 1, 0), LINES)):
+        while feed is not None and (rows := self._rows(sql, place_of(feed, 0), start, LINES)):
             yield rows
-            start = rows[-1][1] + 1
+            start = rows[-1][0] + 1
 
-    def is_erased(self, feed: int, seq: int) -> bool:
+    def is_erased(self, collective: CollectiveId, member: MemberId, seq: int) -> bool:
         """Whether a body was erased here, by a command of this node."""
+        feed = self._feed(collective, member)
         return bool(self._rows("SELECT 1 FROM erased WHERE feed = ? AND seq = ?", feed, seq))
 
     def raw(self, collective: CollectiveId, member: MemberId) -> Iterator[StoredRow]:
@@ -238,9 +239,7 @@ class Reader:
             return []
         return [
             StoredRow(seq=seq, line=line, leaf=leaf, body=None if salt is None else Body(salt=salt, data=data))
-            for _, seq, line, leaf, salt, data in self._rows(
-                _LINES_AND_BODIES, place_of(feed, start), place_of(feed + 1, 0), limit
-            )
+            for seq, line, leaf, salt, data in self._rows(_LINES_AND_BODIES, place_of(feed, 0), start, limit)
         ]
 
     def _feed(self, collective: CollectiveId, member: MemberId) -> int | None:

@@ -9,22 +9,32 @@ from __future__ import annotations
 
 import binascii
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
 from ledger import entry
-from ledger.entry import MAX_BODY, MAX_LINE, PLAIN_BUT_NAMES, SALT_BYTES
+from ledger.entry import KIND, MAX_BODY, MAX_LINE, NUMBER, SALT_BYTES, SEEN
 from protocol import canon
 from protocol.errors import Refused
 from protocol.ids import ZERO, CollectiveId, Digest, MemberId
 
 RawLine = tuple[Any, ...]
-"""(feed, seq, line, leaf), perhaps (..., salt, data), as stored."""
+"""(seq, line, leaf), perhaps (..., salt, data), as stored."""
 
-_BODY_END: Final = len('{"e":{"body":"') + 64
-_SEEN: Final = 2  # groups of PLAIN_BUT_NAMES
-_SEQ: Final = 3
-_SIGNATURE: Final = -len('"}') - 88
+# A plain line (see `entry.PLAIN`) cut into columns: what stands before `seen` and the signature have a fixed width.
+_OPENING: Final = b'{"e":{"body":"'
+_BODY: Final = slice(len(_OPENING), len(_OPENING) + 64)
+_NAMES: Final = slice(_BODY.stop, _BODY.stop + len('","collective":"","member":"","prev":"') + 2 * 64)
+_PREV: Final = slice(_NAMES.stop, _NAMES.stop + 64)
+_END: Final = 90  # the 88 digits of the signature, and `"}`
+_MIDDLE: Final = slice(_PREV.stop, -_END)
+_MIDDLES: Final = re.compile(
+    rf'^","seen":\[({SEEN}\],"seq":{NUMBER}),"ts":{NUMBER},"type":"{KIND}","v":1\}},"s":"$'.encode(), re.MULTILINE
+)
+_SEQ: Final = b'],"seq":'
+_HEX_DIGITS: Final = b"0123456789abcdef"
+_BASE64_DIGITS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
 def follow(
@@ -33,40 +43,49 @@ def follow(
     """The leaf hashes of `rows` when they are the entries from `start` on after leaf `prev`; None when one is not plain.
 
     Each line is plain (see `entry`, so canonical), of this feed, in its place, chained to the one before, small
-    enough, and its stored leaf hash is right.
+    enough, and its stored leaf hash is right. Columns are compared whole, which takes a third of the time of a pattern a line.
     """
     if (start == 0) != (prev == ZERO):
         return None
-    lines = [row[2] for row in rows]
-    found = [match for match in map(PLAIN_BUT_NAMES.fullmatch, lines) if match is not None]
-    if len(found) < len(rows) or max(map(len, lines)) > MAX_LINE:
+    seqs, lines, stored, *_ = zip(*rows, strict=True)
+    count, widths = len(rows), [len(line) for line in lines]
+    if min(widths) < _PREV.stop + _END or max(widths) > MAX_LINE or seqs != tuple(range(start, start + count)):
         return None
-    sha, end = hashlib.sha256, start + len(rows)
+    sha = hashlib.sha256
     leaves = [sha(b"\x00" + line).digest() for line in lines]
-    before = f'","collective":"{collective}","member":"{member}","prev":"'
-    names = slice(_BODY_END, _BODY_END + len(before) + 64)
-    after = [prev, *map(bytes.hex, leaves[:-1])]
-    seqs = [str(n) for n in range(start, end)]
+    names = f'","collective":"{collective}","member":"{member}","prev":"'.encode("ascii")
     if (
-        [row[3] for row in rows] != leaves
-        or [row[1] for row in rows] != list(range(start, end))
-        or b"".join([line[names] for line in lines]) != "".join([before + leaf for leaf in after]).encode("ascii")
-        or b" ".join([match[_SEQ] for match in found]) != " ".join(seqs).encode("ascii")
+        list(stored) != leaves
+        or b"".join([line[: _BODY.start] for line in lines]) != _OPENING * count
+        or b"".join([line[_BODY] for line in lines]).translate(None, _HEX_DIGITS)
+        or b"".join([line[_NAMES] for line in lines]) != names * count
+        or b"".join([line[_PREV] for line in lines]) != (prev + b"".join(leaves[:-1]).hex()).encode("ascii")
+        or not _signatures(b"".join([line[-_END:] for line in lines]), count)
     ):
         return None
-    seen = [match[_SEEN] for match in found]
-    return leaves if all(_lawful(each, member) for each in seen if each) else None
+    middles = b"\n".join([line[_MIDDLE] for line in lines])
+    found = _MIDDLES.findall(middles)
+    if len(found) != count or middles.count(b"\n") != count - 1:  # each matched a line of its own, so all of them match
+        return None
+    places = [b"%s%d" % (_SEQ, seq) for seq in seqs]
+    if found == places:  # nobody has seen anybody
+        return leaves
+    for text, place in zip(found, places, strict=True):
+        seen = text[: -len(place)]
+        if not text.endswith(place) or (seen and not _lawful(seen, member)):
+            return None
+    return leaves
 
 
 def signed(line: bytes) -> tuple[bytes, bytes]:
     """The message and the signature of a line that `follow` passed."""
-    return entry.signed_part(line), binascii.a2b_base64(line[_SIGNATURE:-2])
+    return entry.signed_part(line), binascii.a2b_base64(line[-_END:-2])
 
 
 def commits(line: bytes, salt: bytes, data: bytes) -> bool:
     """Whether a line that `follow` passed commits to this salt and body, and the body is readable."""
     found = hashlib.sha256(salt + data).hexdigest().encode("ascii")
-    if line[_BODY_END - 64 : _BODY_END] != found or len(salt) != SALT_BYTES:
+    if line[_BODY] != found or len(salt) != SALT_BYTES:
         return False
     try:
         canon.decode_object(data, max_bytes=MAX_BODY)
@@ -78,3 +97,14 @@ def commits(line: bytes, salt: bytes, data: bytes) -> bool:
 def _lawful(seen: bytes, member: MemberId) -> bool:
     names = [row[2:66] for row in seen[:-1].split(b"],")]
     return names == sorted(set(names)) and member.encode("ascii") not in names
+
+
+def _signatures(ends: bytes, count: int) -> bool:
+    """Whether `ends` is so many times the one base64 form of 64 bytes, each followed by `"}`."""
+    return (
+        ends[86::_END] == ends[87::_END] == b"=" * count
+        and ends[88::_END] == b'"' * count
+        and ends[89::_END] == b"}" * count
+        and not ends[85::_END].translate(None, b"AQgw")  # the last digit has but two bits
+        and len(ends.translate(None, _BASE64_DIGITS)) == 4 * count
+    )

@@ -130,8 +130,8 @@ class Tree:
         Raises:
             StoreBroken: one of them is not stored.
         """
-        tiles, found = dict[int, bytes](), list[bytes]()
-        above = self._read(places) if self._memory is None else None
+        tiles, found, memory = dict[int, bytes](), list[bytes](), self._memory
+        above = self._read(places) if memory is None else {}
         for level, idx in places:
             if level < LEVELS:
                 number = idx >> LEVELS - level
@@ -139,10 +139,11 @@ class Tree:
                     tiles[number] = self._tile(number, places)
                 at = (STARTS[level] + (idx & (WIDTH - 1 >> level))) * HASH_BYTES
                 found.append(tiles[number][at : at + HASH_BYTES])
-            elif above is None:
-                found.append(self._remembered(level, idx))
-            else:
+            elif memory is None:
                 found.append(above[level, idx])
+            else:
+                block, place = memory.get((level, idx // _BLOCK), ()), idx % _BLOCK
+                found.append(block[place] if place < len(block) else self._remembered(level, idx, memory))
         return found
 
     def stored_tiles(self, first: int, last: int) -> list[tuple[int, bytes]]:
@@ -194,17 +195,16 @@ class Tree:
             raise StoreBroken(_MISSING)
         return {place: hash for place, (hash,) in zip(high, rows, strict=True)}
 
-    def _remembered(self, level: int, idx: int) -> bytes:
-        memory = self._memory if self._memory is not None else {}
-        block, place = memory.get((level, idx // _BLOCK), ()), idx % _BLOCK
-        if place >= len(block):  # not read yet, or the feed has grown since
-            first = idx - place
-            rows = self.stored(level, first, first + _BLOCK)
-            if [at for at, _ in rows] != list(range(first, first + len(rows))) or place >= len(rows):
-                raise StoreBroken(_MISSING)
-            if len(memory) >= _BLOCKS:
-                del memory[next(iter(memory))]  # the oldest
-            block = memory[level, idx // _BLOCK] = [hash for _, hash in rows]
+    def _remembered(self, level: int, idx: int, memory: dict[Place, list[bytes]]) -> bytes:
+        """A node whose block is not in memory, or was read before the feed grew."""
+        place = idx % _BLOCK
+        first = idx - place
+        rows = self.stored(level, first, first + _BLOCK)
+        if [at for at, _ in rows] != list(range(first, first + len(rows))) or place >= len(rows):
+            raise StoreBroken(_MISSING)
+        if len(memory) >= _BLOCKS:
+            del memory[next(iter(memory))]  # the oldest
+        block = memory[level, idx // _BLOCK] = [hash for _, hash in rows]
         return block[place]
 
 

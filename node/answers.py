@@ -11,7 +11,6 @@ from typing import Final
 
 from ledger.cuts import Cut
 from node import control
-from node.collective import keeping
 from node.collective.replay import Missing, Model
 from node.errors import NotAllowed
 from node.guarding.bans import Ban
@@ -113,8 +112,7 @@ class Answers:
 
     async def storage(self) -> dict[str, Json]:
         """What lies in the blob folder, why, and what would go for want of room."""
-        plan, room = await self._parts.keeper.report()
-        return keeping.told(plan, room, self._parts.session.config.storage)
+        return await self._parts.keeper.shown()
 
     async def prune(self, *, rare: bool, dry: bool) -> dict[str, Json]:
         """Drop blobs that may go, after asking who else holds them; `rare`: those that only this node holds, too."""

@@ -25,6 +25,7 @@ from node.collective.joining import Joining
 from node.collective.seat import now_ms
 from node.data import erasing, recovering
 from node.guarding.bans import Ban
+from node.lasting import lasting
 from node.logs import Logs
 from node.network.streams import Tap
 from node.parts import build
@@ -32,7 +33,7 @@ from node.serving.front import Front
 from node.session import Session
 from node.twins import Twins
 from protocol.canon import Json
-from protocol.errors import Fatal, FishernetError
+from protocol.errors import FishernetError
 
 log = logging.getLogger("fishernet.daemon")
 _TICK_S: Final = 1.0
@@ -46,6 +47,7 @@ _JOBS: Final = frozenset(
 _RETRY_RUN_S: Final = 15.0
 _KEEP_S: Final = 5.0
 _RETRY_SERVE_S: Final = 2.0
+_SETTLING: Final = "what the feed says of a restored copy is not seen to yet: its log says why"
 
 
 class Stop(Exception):
@@ -106,9 +108,9 @@ class Daemon:
                 jobs.create_task(parts.sync.run(), name="sync")
                 jobs.create_task(control.serve(self.session.home, self._dispatch, self.events), name="control")
                 jobs.create_task(self._join(jobs), name="join")
-                jobs.create_task(self._watch(), name="watch")
-                jobs.create_task(self._announce(), name="announce")
-                jobs.create_task(self._keep(), name="keep")
+                jobs.create_task(lasting(self._watch, log=log, event="not-served", rest_s=_RETRY_SERVE_S), name="watch")
+                jobs.create_task(lasting(self._announce, log=log, event="not-announced"), name="announce")
+                jobs.create_task(lasting(self._keep, log=log, event="not-kept", rest_s=_KEEP_S), name="keep")
                 try:
                     await self._stop.wait()
                     log.info("event=stopping")
@@ -181,12 +183,12 @@ class Daemon:
         """Become a working member; then vote and train until the end."""
         await self.joining.charter()
         epoch = self.seat.fold.charter.epoch_id
-        model, adapter = await self._load_base()
+        model, adapter = await lasting(self._load_base, log=log, event="not-loaded", rest_s=_RETRY_SERVE_S)
         self.front.open(epoch, model, adapter)
         jobs.create_task(self.front.run(), name="api")
         await self.joining.seat()
         await self.joining.own_head()
-        recovering.settle(self.session, self._held)
+        await lasting(self._settle, log=log, event="not-recovered")
         if not (self._fork_risk or await self.twins.be_alone()):
             log.warning("event=twin-gone")
             return self.stop(again=True)  # and ask everybody anew how long our feed has become
@@ -195,10 +197,16 @@ class Daemon:
         self.answers.use_data()
         self.answers.settled.set()
         log.info("event=ready member=%s height=%s", self.seat.me[:12], self.seat.fold.height)
-        jobs.create_task(self.twins.run(), name="twins")
+        jobs.create_task(lasting(self.twins.run, log=log, event="twins-not-asked"), name="twins")
         jobs.create_task(self.parts.witnessing.run(), name="witness")
         jobs.create_task(self.parts.council.run(), name="council")
-        jobs.create_task(self._train(), name="train")
+        jobs.create_task(lasting(self._train, log=log, event="run-lost", rest_s=_RETRY_RUN_S), name="train")
+
+    async def _settle(self) -> None:
+        """Take back what a restored copy lacks; until that went through nothing is written."""
+        self.seat.pause(_SETTLING)
+        recovering.settle(self.session, self._held)
+        self.seat.pause(None)
 
     async def _load_base(self) -> tuple[BaseModel, dict[str, Json]]:
         """The charter's base and adapter shape, from now on those that runs are trained with and egress looks for."""
@@ -231,15 +239,8 @@ class Daemon:
             wanted = self.session.config.train
             loaded = self.front.epoch == self.seat.fold.charter.epoch_id  # else the base of a new epoch is on its way
             if loaded and (left or (wanted.auto and rounds.may_start(wanted))):
-                try:
-                    await rounds.contribute(wanted, self.answers.progress)
-                    left = False
-                except FishernetError as e:
-                    if isinstance(e, Fatal):
-                        raise
-                    log.warning("event=run-lost code=%s cause=%s", e.code, e)
-                    left = rounds.unpublished() is not None  # it may have been refused for good
-                    await asyncio.sleep(_RETRY_RUN_S)
+                await rounds.contribute(wanted, self.answers.progress)
+                left = False
             await asyncio.sleep(_TICK_S)
 
     async def _watch(self) -> None:
@@ -254,16 +255,8 @@ class Daemon:
                 continue  # the newest release first: the one that is newest now will not be for long
             if self.seat.fold.known:
                 self.parts.holdings.fetch(self.seat.fold.pending())
-            try:
-                await self._follow_epoch()
-                fresh = await self.front.update()
-            except FishernetError as e:  # the disk is full, the engine was lost: it is served later
-                if isinstance(e, Fatal):
-                    raise
-                log.warning("event=not-served code=%s cause=%s", e.code, e)
-                await asyncio.sleep(_RETRY_SERVE_S)
-                continue
-            for name, digest in fresh:
+            await self._follow_epoch()
+            for name, digest in await self.front.update():
                 self.events.emit("served", name=name, digest=digest)
             if self.front.shelf is not None and self.front.shelf.behind:
                 self._changed.set()  # go on with history, after whatever else has come meanwhile
@@ -278,12 +271,7 @@ class Daemon:
     async def _keep(self) -> None:
         """Keep blobs within their room, and fetch history into what is left of it."""
         while True:
-            try:
-                await self.parts.keeper.tend()
-            except (FishernetError, OSError) as e:
-                if isinstance(e, Fatal):
-                    raise
-                log.warning("event=not-kept cause=%s", e)
+            await self.parts.keeper.tend()
             if not self.joining.catching_up():
                 self.parts.holdings.tend()
             await asyncio.sleep(_KEEP_S)

@@ -7,12 +7,11 @@ Invariant: `build` opens no socket, starts no process and writes nothing into th
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ledger.entry import Record
 from node.collective.banning import Banning
 from node.collective.council import Council
 from node.collective.holdings import Holdings
@@ -42,11 +41,6 @@ from node.training.trainer import WorkerTrainer
 from node.twins import mark_of
 from protocol.ids import MemberId
 
-log = logging.getLogger("fishernet.daemon")
-_TWIN: Final = (
-    "another node writes with this node's key (a restored backup, a copied home): stop one of the two, then start this one; "
-    "until then it writes nothing"
-)
 _AT_ONCE: Final = 4  # new contributions of one member that are fetched out of turn
 
 
@@ -126,16 +120,6 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
         """Whose feed we take: whoever has or had a seat; before the charter is here, whoever we were told to dial."""
         return not seat.fold.known or member == seat.me or member in seat.fold.ever_members()
 
-    def received(member: MemberId, records: Sequence[Record]) -> None:
-        """Take entries in; our own come back while we are asking for them, later only from somebody who has our key."""
-        twin = member == seat.me and bool(records) and seat.paused is None
-        if member == seat.me and records:
-            recovering.note(session.store, records[0].entry.header.seq)
-        seat.receive(member, records)
-        if twin:
-            log.error("event=twin at=%s", records[0].entry.header.seq)
-            seat.pause(_TWIN)
-
     def blob_arrived() -> None:
         changed()
         council.poke()
@@ -175,7 +159,7 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
         binding=identity.binding,
         rules=SyncRules(
             allowed=seat.may_read,
-            on_records=received,
+            on_records=functools.partial(recovering.receive, session),
             wants=wants,
             farewell=seat.farewell,
             on_fork=seat.fork_found,
@@ -190,6 +174,7 @@ def build(session: Session, *, changed: Callable[[], None], tap: Tap | None = No
             room=growth.room,
             took=growth.took,
             attached=seat.attached,
+            follows=True,
         ),
     )
     guard.member_of = sync.member_of

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from node.collective import keeping
 from node.collective.keeping import Keeper
 from node.session import Session
 from node.syncing.blobs import BlobStore
@@ -21,12 +20,8 @@ Args = Mapping[str, Json]
 
 
 async def show(session: Session, _args: Args) -> Json:
-    """See `node.collective.keeping.told`."""
-    if session.daemon is not None:
-        return await session.daemon.storage()
-    keeper = _keeper(session)
-    plan, room = await keeper.report()
-    return keeping.told(plan, room, session.config.storage)
+    """See `node.collective.keeping.Keeper.shown`."""
+    return await (session.daemon.storage() if session.daemon is not None else _keeper(session).shown())
 
 
 async def prune(session: Session, args: Args) -> Json:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
 from protocol.errors import BadProof
@@ -111,6 +112,11 @@ def root_over(peaks: Sequence[bytes]) -> bytes:
     return root
 
 
+@lru_cache(maxsize=256)  # all proofs in the left part of a tree end in the root of its right part
+def _root_again(peaks: tuple[bytes, ...]) -> bytes:
+    return root_over(peaks)
+
+
 def root_of(leaves: Sequence[bytes]) -> bytes:
     """The tree head over a list of leaf hashes."""
     frontier = Frontier()
@@ -133,19 +139,22 @@ def inclusion(index: int, size: int, nodes: Nodes) -> list[bytes]:
     """
     if not 0 <= index < size:
         raise BadProof(f"couldn't prove inclusion: leaf {index} is not one of {size}")
-    places, ragged, level, place = list[Place](), list[Place](), 0, index
-    at = 0  # where the one sibling that is not a perfect subtree belongs in the path
-    while 1 << level < size:
-        sibling = place ^ 1
-        if (sibling + 1) << level <= size:
-            places.append((level, sibling))
-        elif sibling << level < size:
-            at, ragged = len(places), _perfect(sibling << level, size)
+    edge = (index ^ size - 1).bit_length()  # from this level on the leaf lies under the last node, which has no right sibling
+    places, ragged, place = list[Place](), list[Place](), index
+    for level in range(edge):
+        places.append((level, place ^ 1))
+        place >>= 1
+    if edge and places[-1][1] + 1 << edge - 1 > size:  # the one sibling that may be no perfect subtree
+        ragged = _perfect(places.pop()[1] << edge - 1, size)
+    level = edge
+    while place:
+        if place & 1:
+            places.append((level, place - 1))
         place, level = place >> 1, level + 1
     found = list(nodes(places + ragged))
     path = found[: len(places)]
     if ragged:
-        path.insert(at, root_over(found[len(places) :]))
+        path.insert(edge - 1, _root_again(tuple(found[len(places) :])))
     return path
 
 

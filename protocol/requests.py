@@ -1,4 +1,4 @@
-"""What one node asks another: seven requests in canonical JSON, each with the asker's binding, each read back strictly.
+"""What one node asks another: eight requests in canonical JSON, each with the asker's binding, each read back strictly.
 
 Every stream protocol has one kind of request; its name stands in `KINDS`. A reader verifies the binding's signatures (those it
 verified lately it remembers); whether it is that of the authenticated remote peer is the desk's matter. Knows no stream,
@@ -25,6 +25,7 @@ FEED = "/fishernet/feed/1"
 BLOB = "/fishernet/blob/1"
 CHANGES = "/fishernet/heads/2"
 RANGE = "/fishernet/feed/2"
+FOLLOW = "/fishernet/feed/3"
 PART = "/fishernet/blob/2"
 HAVE = "/fishernet/have/1"
 
@@ -115,6 +116,20 @@ class RangeRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FollowRequest:
+    """Give me the records of your own feed from `start` on as they come, each time with at most `attach` bytes of blobs."""
+
+    collective: CollectiveId
+    binding: Binding
+    start: int
+    attach: int
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes."""
+        return _request("follow", self.collective, self.binding, {"start": self.start, "attach": self.attach})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartRequest:
     """Give me `length` bytes of the blob `digest` from `offset` on."""
 
@@ -146,7 +161,14 @@ class HaveRequest:
 
 
 Request: TypeAlias = (
-    HeadsRequest | FeedRequest | BlobRequest | ChangesRequest | RangeRequest | PartRequest | HaveRequest
+    HeadsRequest
+    | FeedRequest
+    | BlobRequest
+    | ChangesRequest
+    | RangeRequest
+    | FollowRequest
+    | PartRequest
+    | HaveRequest
 )
 
 KINDS: dict[str, type[Request]] = {
@@ -155,6 +177,7 @@ KINDS: dict[str, type[Request]] = {
     BLOB: BlobRequest,
     CHANGES: ChangesRequest,
     RANGE: RangeRequest,
+    FOLLOW: FollowRequest,
     PART: PartRequest,
     HAVE: HaveRequest,
 }
@@ -164,6 +187,7 @@ _FIELDS = {
     "blob": frozenset({"digest", "offset"}),
     "changes": frozenset({"since", "have"}),
     "range": frozenset({"member", "start", "attach"}),
+    "follow": frozenset({"start", "attach"}),
     "part": frozenset({"digest", "offset", "length"}),
     "have": frozenset({"digests"}),
 }
@@ -210,6 +234,10 @@ def parse_request(data: bytes, *, max_bytes: int = MAX_REQUEST) -> Request:
             member, start = MemberId(as_hex(value["member"], "member")), _natural(value["start"])
             attach, bound = _attach(value["attach"]), verify_binding(value["binding"])
             return RangeRequest(collective=collective, binding=bound, member=member, start=start, attach=attach)
+        case "follow":
+            start, attach = _natural(value["start"]), _attach(value["attach"])
+            bound = verify_binding(value["binding"])
+            return FollowRequest(collective=collective, binding=bound, start=start, attach=attach)
         case "part":
             digest, offset, length = (
                 Digest(as_hex(value["digest"])),

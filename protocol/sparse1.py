@@ -172,12 +172,13 @@ def decode(
     scales_end = at + 2 * header.blocks
     most = 2 * len(data) + _SLACK
     _check_scales(data[at:scales_end])
-    _check_indices(_unpacked_indices(data[_HEADER.size : at], header, most), header)
-    _check_values(_decompress(data[scales_end:], header.packed, min(header.packed, most)), header)
-    indices = _indices(_unpacked_indices(data[_HEADER.size : at], header, most), header)
-    steps = _unpack(_decompress(data[scales_end:], header.packed, header.packed), header.bits)[: header.sent]
-    units = np.repeat(_scale_units(data[at:scales_end]), header.block)[: header.sent] * steps
-    return indices, units, header.bits, header.block
+    places = _unpacked_indices(data[_HEADER.size : at], header, most)
+    _check_indices(places, header)
+    packed = _decompress(data[scales_end:], header.packed, min(header.packed, most))
+    _check_values(packed, header)
+    units = np.repeat(_scale_units(data[at:scales_end]), header.block)[: header.sent]
+    units *= _steps(packed, header.bits)[: header.sent]
+    return _indices(places, header), units, header.bits, header.block
 
 
 def _read_header(data: bytes, *, coordinates: int, max_sent: int) -> _Header:
@@ -228,11 +229,11 @@ def _scale_units(data: bytes) -> npt.NDArray[np.int64]:
     return np.ldexp(np.frombuffer(data, dtype="<f2").astype(np.float64), UNIT_BITS).astype(np.int64)
 
 
-def _unpack(packed: bytes, bits: int) -> npt.NDArray[np.int64]:
+def _steps(packed: bytes, bits: int) -> npt.NDArray[np.int8]:
     raw = np.frombuffer(packed, dtype=np.uint8)
     if bits == 8:
-        return raw.view(np.int8).astype(np.int64)
-    steps = np.empty(2 * len(raw), dtype=np.int64)
+        return raw.view(np.int8)
+    steps = np.empty(2 * len(raw), dtype=np.int8)
     steps[0::2] = raw & 0x0F
     steps[1::2] = raw >> 4
     steps -= (steps & 8) << 1
@@ -285,12 +286,12 @@ def _check_bitmap(bitmap: bytes, header: _Header) -> None:
 def _check_values(packed: bytes, header: _Header) -> None:
     step = _step(packed)
     for start in range(0, len(packed), step):
-        steps = _unpack(packed[start : start + step], header.bits)
+        steps = _steps(packed[start : start + step], header.bits)
         if header.bits == 4 and start + step >= len(packed) and header.sent % 2:
             if steps[-1]:
                 raise NotCanonical("couldn't decode update: the padding of the values is not zero")
             steps = steps[:-1]
-        if bool((steps == 0).any()) or bool((steps < -LEVELS[header.bits]).any()):
+        if np.count_nonzero(steps) < len(steps) or steps.min(initial=0) < -LEVELS[header.bits]:
             raise Malformed("couldn't decode update: a value is zero or out of range")
 
 

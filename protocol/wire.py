@@ -21,6 +21,7 @@ from protocol.requests import (
     BLOB,
     CHANGES,
     FEED,
+    FOLLOW,
     HAVE,
     HEADS,
     KINDS,
@@ -35,6 +36,7 @@ from protocol.requests import (
     BlobRequest,
     ChangesRequest,
     FeedRequest,
+    FollowRequest,
     HaveRequest,
     HeadsRequest,
     PartRequest,
@@ -50,6 +52,8 @@ __all__ = [
     "CHANGES",
     "CHUNK",
     "FEED",
+    "FOLLOW",
+    "GO_ON",
     "HAVE",
     "HEADER",
     "HEADS",
@@ -74,6 +78,7 @@ __all__ = [
     "ChangesRequest",
     "FeedPage",
     "FeedRequest",
+    "FollowRequest",
     "HaveRequest",
     "HeadsAnswer",
     "HeadsRequest",
@@ -88,6 +93,7 @@ __all__ = [
     "blob_size",
     "frame",
     "frame_length",
+    "go_on",
     "max_attached",
     "max_request",
     "open_answer",
@@ -96,6 +102,7 @@ __all__ = [
     "parse_bitmap",
     "parse_blob_size",
     "parse_changes",
+    "parse_go_on",
     "parse_heads",
     "parse_page",
     "parse_request",
@@ -111,6 +118,7 @@ MAX_LINE = 32 * 1024
 MAX_BODY = 768 * 1024  # a page holds one at least
 CHUNK = 256 * 1024  # a blob travels in reads of this size
 SALT = 16
+GO_ON = 8  # bytes of what a follower sends after each answer
 
 _ERASED, _PRESENT = 0, 1
 
@@ -262,6 +270,23 @@ def parse_attached(data: bytes, records: int) -> list[bytes]:
 def max_attached(attach: int) -> int:
     """How long the frame of attachments may be, in bytes, when `attach` bytes of blobs were asked for."""
     return attach + HEADER * PAGE_RECORDS
+
+
+def go_on(start: int) -> bytes:
+    """What a follower sends when it has stored a page: that it waits for the records from `start` on."""
+    return start.to_bytes(GO_ON, "big")
+
+
+def parse_go_on(data: bytes) -> int:
+    """Read what a follower sends: from which record on it waits.
+
+    Raises:
+        Malformed: another length, or a count that no feed has.
+    """
+    start = int.from_bytes(data, "big")
+    if len(data) != GO_ON or start >> 53:
+        raise Malformed("couldn't read follower: 8 bytes of a count are expected")
+    return start
 
 
 def blob_size(size: int) -> bytes:

@@ -166,5 +166,5 @@ def newest_head(store: Store, collective: CollectiveId, member: MemberId) -> Hea
 
 
 def _lines(store: Store, head: Head) -> Iterator[bytes]:
-    lines = (line for rows in store.raw_chunks(head.collective, head.member) for _, _, line, _ in rows)
+    lines = (line for rows in store.raw_chunks(head.collective, head.member) for _, line, _ in rows)
     return islice(lines, head.size)

@@ -156,6 +156,8 @@ def _taken(_out: object, told: Any) -> None:
     click.echo(f"took {told['entries']} entries ({told['repeated']} were here) and {told['blobs']} blobs")
     if told["passed_blobs"]:
         click.echo(f"passed over {told['passed_blobs']} blobs that no contribution here asks for")
+    if told["no_room"]:
+        click.echo(f"passed over {told['no_room']} blobs of former epochs for want of room: fishernet storage")
     for member in told["forks"]:
         click.echo(f"member {member[:12]} signed two histories: its feed is frozen (fishernet fork list)")
     for what, why in told["refused"]:
@@ -165,7 +167,10 @@ def _taken(_out: object, told: Any) -> None:
             f"gap in the feed of {member[:12]}: {held} entries are here, the bundle goes on later; get an earlier one"
         )
     for member in told["held_back"]:
-        click.echo(f"the feed of {member[:12]} grew faster than [limits] allow: the rest waits, import it again later")
+        click.echo(
+            f"the feed of {member[:12]} grew faster than [limits] allow: the rest waits, import it again later "
+            "(or allow more: fishernet config set limits.feed_entries_per_day NUMBER)"
+        )
     if told["strangers"]:
         click.echo(f"passed over {told['strangers']} feeds of strangers")
     if not told["whole"]:

@@ -45,7 +45,7 @@ def storage(ctx: click.Context) -> None:
 @click.option("--rare", is_flag=True, help="Drop also what no other member is known to hold: then nobody may have it.")
 @accepts_common
 def prune(dry: bool, rare: bool) -> None:
-    """Drop everything that may go, whatever the quota: refused, stale and superseded blobs, and those of former epochs.
+    """Drop everything that may go, whatever the quota: refused, stale, superseded and damaged blobs, and those of former epochs.
 
     A running node first asks the other members what they hold, and keeps what it cannot find at anybody.
     """
@@ -66,6 +66,9 @@ def _shown(out: Console, result: dict[str, Any]) -> None:
     click.echo(f"used {_size(result['used'])}{quota}; free on the disk {_size(result['free'])}")
     if result["drop"]:
         click.echo(f"would go now: {len(result['drop'])} blobs, {_size(result['freed'])}")
+    damaged = result["damaged"]
+    if damaged["blobs"]:
+        click.echo(f"damaged on the disk and put aside: {damaged['blobs']} blobs, {_size(damaged['bytes'])}")
     click.echo(f"history is {'fetched' if result['history'] else 'not fetched'}")
     for each in result["findings"]:
         click.echo(f"{each['severity']}: {printable(each['text'])}\n  {printable(each['cure'])}")

@@ -21,7 +21,7 @@ from node.collective.judging import Judge
 from node.collective.replay import Missing, Replay, completed
 from node.collective.seat import Seat
 from node.errors import ChildError
-from protocol.errors import Retry
+from node.lasting import lasting
 from protocol.ids import Digest
 
 log = logging.getLogger("fishernet.council")
@@ -54,16 +54,13 @@ class Council:
         seat.listen(lambda _member: self._wake.set())
 
     async def run(self) -> None:
-        """Act whenever something arrived or time passed; never returns."""
+        """Act whenever something arrived or time passed; never returns, whatever but Fatal goes wrong."""
+        await lasting(self._acts, log=log, event="vote-postponed")
+
+    async def _acts(self) -> None:
         while True:
-            acted = False
             self._wake.clear()  # what comes during a step is looked at after it
-            try:
-                acted = await self.step()
-            except Retry as e:
-                log.warning("event=vote-postponed code=%s cause=%s", e.code, e)
-                await asyncio.sleep(1.0)
-            if not acted:
+            if not await self.step():
                 with contextlib.suppress(TimeoutError):  # asyncio.wait_for may swallow a cancel before Python 3.12
                     async with asyncio.timeout(_QUIET_S if self._quiet() else _TICK_S):
                         await self._wake.wait()

@@ -145,8 +145,9 @@ class Holdings:
             prefer = [contribution.member]
             await self._sync.want_blob(digest, size, prefer=prefer, max_bytes=self._most(), rank=rank)
             self._arrived()
-        except FishernetError as e:
-            log.warning("event=blob-not-fetched blob=%s code=%s cause=%s", digest[:12], e.code, e)
+        except (FishernetError, OSError) as e:
+            code = getattr(e, "code", "os-error")
+            log.warning("event=blob-not-fetched blob=%s code=%s cause=%s", digest[:12], code, e)
         finally:
             self._fetching.pop(digest, None)
             self._ranks.pop(digest, None)

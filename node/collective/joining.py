@@ -23,9 +23,9 @@ from ledger import events
 from node.collective.pace import Pace
 from node.errors import NotAllowed, WrongBase
 from node.home import model_cache
+from node.lasting import lasting
 from node.session import Session
 from node.syncing.sync import Sync
-from protocol.errors import Retry
 from protocol.ids import MemberId
 
 log = logging.getLogger("fishernet.joining")
@@ -190,15 +190,17 @@ class Joining:
 
     async def begin(self) -> None:
         """Introduce ourselves as soon as there is room for it: a full disk ends no node."""
-        while True:
-            try:
-                return self.introduce()
-            except Retry as e:
-                log.warning("event=not-introduced code=%s cause=%s", e.code, e)
-                await asyncio.sleep(_RETRY_S)
+
+        async def introduced() -> None:
+            self.introduce()
+
+        await lasting(introduced, log=log, event="not-introduced", rest_s=_RETRY_S)
 
     def introduce(self) -> None:
-        """The events every node writes when it begins: its bindings when new, its versions, its data commitments."""
+        """The events every node writes when it begins: its bindings when new, its data commitments, its versions.
+
+        The versions come last: what stands before them is not written again when this is tried again.
+        """
         seat, identity = self._seat, self._session.identity
         if identity is None:
             raise NotAllowed("couldn't start: the key is not open")
@@ -208,8 +210,8 @@ class Joining:
         if seat.fold.witnesses.announced.get(seat.me) != bound:
             seat.append(bound)
         seat.tell_forks()
-        seat.append(events.NodeStarted(versions=_versions(), fork_risk_accepted=self._fork_risk))
         self._session.commit_data()
+        seat.append(events.NodeStarted(versions=_versions(), fork_risk_accepted=self._fork_risk))
 
     def _size(self) -> int:
         """How much of our own feed the fold has taken: the store has it a moment earlier."""

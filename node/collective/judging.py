@@ -7,18 +7,18 @@ missing here: entries, blobs. Invariant: `sound` is what every honest node finds
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from contrib import recipes
 from ledger import forgetting, rules
-from ledger.collective import Contribution
+from ledger.collective import Collective, Contribution
 from ledger.cuts import Amendment, Cut, Exclusion
 from ledger.events import Verdict
 from ledger.tally import Proposal
 from ledger.votes import Judgement
 from node.collective import copying
+from node.collective.allowance import Allowance
 from node.collective.blaming import Blame
 from node.collective.gate import Reject
 from node.collective.measure import Scales, difference
@@ -177,29 +177,37 @@ def sizes(seat: Seat, replay: Replay) -> dict[MemberId, int]:
 def held(seat: Seat, replay: Replay) -> dict[MemberId, int]:
     """How far each feed can be covered by a decision of ours: up to the first contribution contested or not here.
 
-    Nor does it go beyond a member's share of the exclusions a cut can list, or one member could fill them all. It never
-    stays behind the decision before, whatever is missing.
+    Nor does it go beyond a member's share of the exclusions a cut can list, or one member could fill them all: a cut that
+    does not fit into an entry is none. It never stays behind the decision before, whatever is missing.
     """
     fold = seat.fold
     found = {m: n for m, n in fold.sizes.items() if m in fold.ever_members()}
     before = fold.decisions[-1].value.place if fold.decisions else None
     found |= {m: before.size_of(m) if before else 0 for m in found if fold.fork_known(m)}
-    share = rules.share(fold)
-    previous = fold.current_cut()
-    contested = rules.contested(fold) - {x.event for x in rules.refused(fold, found)}
-    caused = [x for x in (previous.excluded if previous else ()) if x.reason != rules.FORGOTTEN]
-    rejected = Counter(fold.sources[x.event].member for x in caused)
+    allowance = Allowance(fold)
+    refused = {x.event: x for x in rules.refused(fold, found)}
+    contested = rules.contested(fold) - refused.keys()
     for contribution in fold.pending():
         member, seq = contribution.member, contribution.source.seq
         if seq >= found[member]:
             continue
-        answer = replay.examine(contribution)
-        full = isinstance(answer, Reject) and rejected[member] >= share
-        left_out = answer is None or full or contribution.event in contested
-        if left_out and not (before and seq < before.size_of(member)):
+        waits = replay.examine(contribution) is None or contribution.event in contested
+        if not waits:
+            out = refused.get(contribution.event) or _fault(fold, replay, contribution)
+            waits = out is not None and not allowance.admits(member, out)
+        if waits and not (before and seq < before.size_of(member)):
             found[member] = seq
-        rejected[member] += isinstance(answer, Reject)
     return found
+
+
+def _fault(fold: Collective, replay: Replay, contribution: Contribution) -> Exclusion | None:
+    """The exclusion that a contribution's own bytes lead to, or None."""
+    answer = replay.examine(contribution)
+    if isinstance(answer, Reject):
+        return Exclusion(event=contribution.event, reason=answer.code, evidence=())
+    if copying.repeated(fold, replay, contribution):
+        return Exclusion(event=contribution.event, reason=rules.COPIED, evidence=())
+    return None
 
 
 def draft(seat: Seat, replay: Replay) -> Cut | Amendment:
@@ -214,7 +222,10 @@ def draft(seat: Seat, replay: Replay) -> Cut | Amendment:
     place = rules.place(fold, covered)
     previous = fold.current_cut()
     excluded = {x.event: x for x in (previous.excluded if previous else ())}
-    excluded |= {x.event: x for x in rules.refused(fold, covered)}
+    fresh, allowance = {c.event for c in fold.pending()}, Allowance(fold)
+    for refusal in sorted(rules.refused(fold, covered), key=lambda x: x.event not in fresh):
+        if allowance.proves(refusal):  # what is new has its room; what was released before may have to wait for an epoch
+            excluded[refusal.event] = refusal
     for event, exclusion in rules.owed(fold, place).items():
         excluded.setdefault(event, exclusion)
     for contribution in fold.pending():

@@ -98,7 +98,7 @@ def findings(plan: Plan, room: Room) -> list[Finding]:
 
 
 def told(plan: Plan, room: Room, storage: Storage) -> dict[str, Json]:
-    """What `fishernet storage` shows."""
+    """A plan for people and programs."""
     return {
         **plan.to_json(),
         "quota": room.quota,
@@ -157,7 +157,7 @@ class Keeper:
             self._tell(findings(plan, room))
 
     async def prune(self, *, rare: bool, dry: bool) -> Plan:
-        """Drop everything that may go now, after asking who else holds it; `dry` only says what would."""
+        """Drop everything that may go now, after asking who else holds it, and what is damaged; `dry` only says what would."""
         async with self._busy:
             storage = self._storage()
             held, _ = await self._look(storage, {})
@@ -169,6 +169,7 @@ class Keeper:
             plan = retention.prune(held, rare=rare)
             if not dry:
                 await asyncio.to_thread(self._drop, plan.drop)
+                self._blobs.drop_damaged()
                 self._plan, self._room = retention.plan(await self._held(storage, self._others), room), room
             return plan
 
@@ -176,6 +177,12 @@ class Keeper:
         """What lies here and what would go now for want of room, by what members said when they were asked last."""
         held, room = await self._look(self._storage(), self._others)
         return retention.plan(held, room), room
+
+    async def shown(self) -> dict[str, Json]:
+        """What `fishernet storage` shows: the report, and how much was damaged on the disk and put aside."""
+        plan, room = await self.report()
+        number, size = self._blobs.damaged()
+        return {**told(plan, room, self._storage()), "damaged": {"blobs": number, "bytes": size}}
 
     def admits(self, digest: Digest, size: int) -> bool:
         """Whether a blob may be fetched as history: there is room, it is wanted, and it was not dropped before."""

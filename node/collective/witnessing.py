@@ -17,12 +17,11 @@ from typing import Final
 from ledger import cosignature, events, witnesses
 from node.collective.seat import Seat, now_ms
 from node.keys.identity import Identity
-from protocol.errors import Retry
+from node.lasting import lasting
 from protocol.ids import MemberId
 
 log = logging.getLogger("fishernet.witnessing")
 _BATCH_S: Final = 1.0
-_RETRY_S: Final = 1.0
 
 
 class Witnessing:
@@ -45,14 +44,13 @@ class Witnessing:
         seat.listen(self._heard)
 
     async def run(self) -> None:
-        """Cosign whenever something new is here; never returns."""
+        """Cosign whenever something new is here; never returns, whatever but Fatal goes wrong."""
+        await lasting(self._acts, log=log, event="not-cosigned")
+
+    async def _acts(self) -> None:
         while True:
-            try:
-                self.cosign()
-                self.beat()
-            except Retry as e:
-                log.warning("event=not-cosigned code=%s cause=%s", e.code, e)
-                await asyncio.sleep(_RETRY_S)
+            self.cosign()
+            self.beat()
             rest = max(0.0, self._heartbeat_s - (self._clock() - self._wrote))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(rest + 0.01):

@@ -1,9 +1,9 @@
-"""After a restore: what this node takes up again once its own feed has come back from others, and what it must not.
+"""Our own feed from elsewhere, after a restore or from a twin: what this node takes up again, and what it must not.
 
 The feed is longer than what was restored, so what the restored files say beside it belongs to the past: the residual is dropped
 (DESIGN section 6), a run whose contribution stands in the feed is not published again, and rows that may hold what was forgotten
 meanwhile are put aside unread. Knows no network. Invariant: rows that were forgotten are never used again because a copy of them
-came back.
+came back; a node that may write and gets entries of its own that it did not write, writes nothing more.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ from ledger.store import Store
 from node.collective.seat import PAGE
 from node.data import residual
 from node.session import Session
+from protocol.ids import MemberId
 
 log = logging.getLogger("fishernet.recovering")
 _NOTED: Final = "recovering.from"  # state: the first entry of ours that came back and was not seen to
+_TWIN: Final = (
+    "another node writes with this node's key (a restored backup, a copied home): stop one of the two, then start this one; "
+    "until then it writes nothing"
+)
 _ROWS: Final = frozenset({"row", "subject"})  # scopes of erasures that deleted rows
 
 
@@ -32,6 +37,22 @@ def note(store: Store, seq: int) -> None:
     before = store.get_state(_NOTED)
     if not before or int(before) > seq:
         store.put_state(_NOTED, str(seq).encode())
+
+
+def receive(session: Session, member: MemberId, records: Sequence[Record]) -> None:
+    """Take entries in that came from elsewhere, by a peer or a bundle, and that the store has taken.
+
+    Our own come back while this node does not write yet, or where no daemon runs; later only from somebody who has our key.
+    """
+    seat = session.need_seat()
+    own = member == seat.me and bool(records)
+    twin = own and seat.paused is None and session.daemon is not None
+    if own:
+        note(session.store, records[0].entry.header.seq)
+    seat.receive(member, records)
+    if twin:
+        log.error("event=twin at=%s", records[0].entry.header.seq)
+        seat.pause(_TWIN)
 
 
 def settle(session: Session, held: int) -> list[str]:

@@ -4,6 +4,9 @@ Signature, chain, head and fork are the store's; whose feed is taken is asked of
 that is held names it with this digest and size. What is taken is taken entry by entry, so an import that was broken off is
 simply done again. Knows no network. Invariant: nothing of a bundle is believed because of who made or brought it, but for
 one thing: how long our own feed is where its maker is a member (`Session.carried`).
+
+What a file may cost: of a feed no more than it may grow by now ([limits]), each entry of it looked at once, as the pages of a
+feed ascend in a bundle; each blob once; of history only what [storage] has room for. The rest of a file is read and counted.
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ from typing import Final
 
 from ledger import charter as charters
 from ledger import events
+from ledger.collective import Contribution
 from ledger.entry import Record
 from ledger.errors import FeedFrozen, ForkSeen
+from node.collective import needs
+from node.collective.keeping import room_of
 from node.collective.seat import Seat
 from node.data import recovering
 from node.data.carrying import described, wanted
@@ -26,6 +32,7 @@ from node.errors_network import BlobCorrupt, BundleCut, NotForUs
 from node.guarding.growth import Growth, rates_of
 from node.session import Session
 from node.syncing.blobs import BlobStore
+from node.syncing.donors import Rank
 from node.syncing.exchange import from_wire
 from node.syncing.parcels import Reader
 from protocol import parcel
@@ -36,10 +43,6 @@ from protocol.parcel import Blob, Page
 
 log = logging.getLogger("fishernet.bundle")
 _PASSES: Final = 3
-_TWIN: Final = (
-    "a bundle brought entries of this feed that this node did not write: another home writes with its key; stop one of the two, "
-    "then start this one; until then it writes nothing"
-)
 _LISTED: Final = 100  # of each kind of trouble
 
 
@@ -51,7 +54,8 @@ class Taken:
     repeated: int = 0
     blobs: int = 0
     known_blobs: int = 0
-    passed_blobs: int = 0  # that no contribution names, or that are not wanted any more
+    passed_blobs: int = 0  # that no contribution names, that are not wanted any more, or that came before
+    no_room: int = 0  # blobs of history for which there is none
     forks: list[MemberId] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)  # feed or blob, why
     gaps: dict[MemberId, int] = field(default_factory=dict)  # feed -> the first entry that is missing here
@@ -94,8 +98,9 @@ async def take(session: Session, args: Mapping[str, Json]) -> Json:
         "blobs": taken.blobs,
         "known_blobs": taken.known_blobs,
         "passed_blobs": taken.passed_blobs,
+        "no_room": taken.no_room,
         "forks": list(taken.forks[:_LISTED]),
-        "refused": [[what, why] for what, why in taken.refused[:_LISTED]],
+        "refused": [[what, why] for what, why in taken.refused],
         "gaps": {str(member): held for member, held in taken.gaps.items()},
         "strangers": len(taken.strangers),
         "held_back": sorted(taken.held_back),
@@ -113,7 +118,10 @@ class _Taking:
         self._blobs = BlobStore(self._seat.home.blobs)
         self._growth = session.growth or _growth(session)
         self._spoilt: set[MemberId] = set()  # feeds of which nothing more is looked at
-        self._named: dict[Digest, int] | None = None  # blobs that are wanted, with their sizes; None: look again
+        self._upto: dict[MemberId, int] = {}  # how far the pages of each feed have come
+        self._named: dict[Digest, Contribution] | None = None  # by the blobs that are wanted; None: look again
+        self._came: set[Digest] = set()  # of these, those that the file has brought
+        self._used = sum(size for _, size, _ in self._blobs.listing())
 
     async def run(self) -> None:
         """Take item by item; reading and checking go on in a thread."""
@@ -137,8 +145,11 @@ class _Taking:
             if len(taken.strangers) < parcel.MAX_FEEDS:
                 taken.strangers.add(member)
             return
+        if len(self._spoilt) >= parcel.MAX_FEEDS:
+            raise Refused(f"couldn't go on with bundle: more than {parcel.MAX_FEEDS} feeds in it are not right")
         try:
             records = await asyncio.to_thread(from_wire, item.page.records)
+            self._ascend(member, records)
             if not self._seat.fold.known:
                 _founds(self._seat.collective, member, records)
             held = self._held(member)
@@ -156,7 +167,7 @@ class _Taking:
         except FeedFrozen:
             self._spoilt.add(member)
         except Refused as e:
-            taken.refused.append((member, str(e)))
+            self._refuse(member, e)
             self._spoilt.add(member)
         else:
             taken.repeated += len(records) - len(fresh)
@@ -165,18 +176,20 @@ class _Taking:
                 size = sum(len(r.entry.line) + (len(r.body.data) if r.body else 0) for r in fresh)
                 self._growth.took(member, len(fresh), size)
                 self._named = None
-                self._receive(member, fresh)
+                recovering.receive(self._session, member, fresh)
 
-    def _receive(self, member: MemberId, fresh: list[Record]) -> None:
-        """Take entries in; our own come back while we do not write, else from somebody who has our key."""
-        seat = self._seat
-        twin = member == seat.me and seat.paused is None and self._session.daemon is not None
-        if member == seat.me:
-            recovering.note(self._session.store, fresh[0].entry.header.seq)
-        seat.receive(member, fresh)
-        if twin:
-            log.error("event=twin at=%s", fresh[0].entry.header.seq)
-            seat.pause(_TWIN)
+    def _ascend(self, member: MemberId, records: Sequence[Record]) -> None:
+        """Let a file show each entry once: what is repeated would be checked again and again."""
+        if not records:
+            self._spoilt.add(member)  # only a feed without new entries has such a page, and no other
+        elif records[0].entry.header.seq < self._upto.get(member, 0):
+            raise Refused("couldn't take feed: the bundle repeats entries of it")
+        else:
+            self._upto[member] = records[-1].entry.header.seq + 1
+
+    def _refuse(self, what: str, error: Refused) -> None:
+        if len(self._taken.refused) < _LISTED:
+            self._taken.refused.append((what, str(error)))
 
     def _within(self, member: MemberId, records: list[Record], held: int) -> list[Record]:
         """As many of them as the feed may grow by now: what is beyond waits for its time, as it does from peers."""
@@ -195,17 +208,29 @@ class _Taking:
     async def _blob(self, item: Blob, reader: Reader) -> None:
         if self._named is None:
             fold = self._seat.fold
-            self._named = {c.blob: c.size for c in wanted(fold)} if fold.known else {}
-        if self._named.get(item.digest) != item.size:
-            self._taken.passed_blobs += 1
-        elif self._blobs.has(item.digest):
-            self._taken.known_blobs += 1
+            self._named = {c.blob: c for c in wanted(fold)} if fold.known else {}
+        asked, taken = self._named.get(item.digest), self._taken
+        if asked is None or asked.size != item.size or item.digest in self._came:
+            taken.passed_blobs += 1
+            return
+        self._came.add(item.digest)
+        if self._blobs.has(item.digest):
+            taken.known_blobs += 1
+        elif not self._has_room(asked):
+            taken.no_room += 1
         else:
             try:
                 await asyncio.to_thread(self._store, item, reader)
-                self._taken.blobs += 1
             except BlobCorrupt as e:
-                self._taken.refused.append((item.digest, str(e)))
+                self._refuse(item.digest, e)
+            else:
+                taken.blobs += 1
+                self._used += item.size
+
+    def _has_room(self, asked: Contribution) -> bool:
+        """Whether a blob is needed now, or there is room for it as history."""
+        room = room_of(self._blobs, self._session.config.storage)
+        return needs.rank(self._seat.fold, asked) < Rank.HISTORY or room.admits(self._used, asked.size)
 
     def _store(self, item: Blob, reader: Reader) -> None:
         with self._blobs.partial(item.digest, item.size) as part:

@@ -271,12 +271,15 @@ class Guard:
     def unwelcome(
         self, connected: Collection[PeerId], *, before: Collection[PeerId], known: Callable[[PeerId], bool]
     ) -> list[PeerId]:
-        """Some of the connected peers to hang up on: the banned, then strangers over the limit, of those the newest first."""
+        """Some of the connected peers to hang up on: the banned, then strangers over the limit, of those the newest first.
+
+        Whoever was here `before` keeps its place, so that a crowd that comes cannot push out a newcomer who is being answered.
+        """
         banned = [peer for peer in connected if self.banned(peer)]
-        strangers = [peer for peer in connected if not known(peer)]
+        strangers = [peer for peer in connected if not known(peer) and not self.banned(peer)]
         over = max(0, len(strangers) - self._limits.strangers_connected)
-        newest = sorted(strangers, key=lambda peer: peer in before)[:over] if over else []
-        return list(dict.fromkeys([*banned, *newest]))[:_HANG_UPS]
+        newest = sorted(strangers, key=lambda peer: peer in before)[:over]
+        return [*banned, *newest][:_HANG_UPS]
 
     def banned_member(self, member: MemberId) -> bool:
         """Whether the operator has banned a member, whichever peer speaks for it."""

@@ -282,6 +282,8 @@ class Swarm:
 
     async def _live(self, listen: tuple[str, ...]) -> None:
         seal = rendezvous.Seal(self._key)
+        task = asyncio.current_task()
+        cancelled = 0 if task is None else task.cancelling()  # a task group of the life before leaves one behind
         self._renew.clear()
         self._redialling.nat = nat = self._nat
         daemon = await P2pd.start(
@@ -302,7 +304,7 @@ class Swarm:
             if nat.flags(self._me)["relay"]:
                 self._relaying = Relaying(daemon, self.guard, self._trusts, serve=nat.serve)
                 await daemon.serve(HOP, self._relaying.hop)
-            if (task := asyncio.current_task()) is not None and task.cancelling():
+            if task is not None and task.cancelling() > cancelled:
                 raise asyncio.CancelledError  # hivemind swallows one that comes while it connects
             async with asyncio.TaskGroup() as jobs:
                 self._daemon, self._jobs, self._presence.visible = daemon, jobs, daemon.visible

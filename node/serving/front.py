@@ -18,6 +18,7 @@ from node.collective.holdings import Holdings
 from node.collective.replay import Replay
 from node.collective.seat import now_ms
 from node.home import Home
+from node.lasting import lasting
 from node.sections import NodeConfig
 from node.serving.access import grants as key_grants
 from node.serving.access.keyfile import KeyFile
@@ -30,7 +31,7 @@ from node.serving.routing import configured
 from node.serving.shelf import Shelf
 from node.session import Session
 from protocol.canon import Json
-from protocol.errors import Fatal, FishernetError, Retry
+from protocol.errors import Fatal, FishernetError
 from protocol.ids import ZERO, Digest
 
 log = logging.getLogger("fishernet.daemon")
@@ -120,12 +121,12 @@ class Front:
 
     async def _preload(self, serving: Serving) -> None:
         """Load the model; meanwhile the API says at /ready that it is missing."""
-        while not serving.running:
-            try:
+
+        async def loaded() -> None:
+            while not serving.running:
                 await serving.start(preload=True)
-            except Retry as e:
-                log.warning("event=not-loaded code=%s cause=%s", e.code, e)
-                await asyncio.sleep(_RETRY_S)
+
+        await lasting(loaded, log=log, event="not-loaded", rest_s=_RETRY_S)
 
     def _up(self, port: int) -> None:
         self.port = port

@@ -1,8 +1,9 @@
 """How news spreads in a simulated swarm as it grows: bytes, messages, hops and time, per size and topology.
 
 One swarm after the other: everybody holds everybody's first entry and connects; a time without news; one entry of one member; a
-burst of many; a node that holds nothing joins. Knows no file and no plot. Invariants: what is compared is what the nodes' own
-sync did; all but `cost` is a function of the configuration, so one seed gives one trace.
+burst of many, and what neighbours tell each other of it afterwards; a node that holds nothing joins. Knows no file and no plot.
+Invariants: what is compared is what the nodes' own sync did; all but `cost` is a function of the configuration, so one seed gives
+one trace.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import hashlib
 import math
 import random
+import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +31,7 @@ from protocol.ids import MemberId
 VERSION = 1
 SETTLE_S = 12.0  # until connections and meshes stand
 LOOK_S = 0.25
+WEIGHED = 16  # nodes whose memory is looked at
 Report: TypeAlias = dict[str, Any]
 Progress = Callable[[str, float], None]
 Entry = tuple[MemberId, int]
@@ -67,6 +70,7 @@ class Spread:
         self._random = self._drawn("swarm")
         self.nodes: list[SwarmNode] = []
         self.cpu: dict[str, float] = {}  # microseconds a node, by phase
+        self.memory = 0.0  # bytes of a node's sync at the end, mean
 
     async def run(self) -> Report:
         """All phases."""
@@ -95,6 +99,9 @@ class Spread:
         one = await self._phase(1, 0.0)
         await asyncio.sleep(config.gossip.heartbeat_s * (rules.window + 1))
         burst = await self._phase(wanted.burst, wanted.burst_s)
+        spread = self._meter()
+        await asyncio.sleep(wanted.idle_s)
+        after = self._counted("after", spread)
         report = {
             "topology": self._topology,
             "members": self._count,
@@ -104,11 +111,13 @@ class Spread:
             "idle": idle.since(connected, count),
             "one": one,
             "burst": burst,
+            "after": after.since(spread, count),
             "most_streams_served_at_once": max(n.port.most_served for n in self.nodes),
             "streams_turned_away": sum(n.port.turned_away for n in self.nodes),
             "join": await self._join(newcomer, ring) if newcomer is not None else None,
             "trace": self._trace(),
         }
+        self.memory = fmean(node.footprint() for node in self.nodes[:: max(1, count // WEIGHED)])
         for node in self.nodes:
             await node.stop()
         return report
@@ -313,6 +322,8 @@ def simulate(config: SpreadConfig, progress: Progress = lambda _text, _part: Non
                 "members": size,
                 "cpu_s": round(time.process_time() - since, 1),
                 "cpu_us_per_node": one.cpu,
+                "sync_kb_per_node": round(one.memory / 1e3, 1),
+                "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             }
         )
     return {
@@ -328,4 +339,6 @@ NOTES = (
     "p2pd, TCP windows and disks are not simulated; handshakes and headers are counted with round figures",
     "an entry's signature and a head's are verified once in the process for the same bytes, so the processor time of a node is"
     " without these: about 0.1 ms for each new entry and head",
+    "sync_kb_per_node is the memory of a node's sync without entries and heads, which a real node has on its disk; peak_mb is the"
+    " process's, over all swarms so far",
 )

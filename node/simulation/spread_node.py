@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from ledger.entry import Record
 from node.simulation.ether import Ether
+from node.simulation.footprint import footprint
 from node.simulation.feeds import Archive, MemoryBlobs
 from node.simulation.heads import HeadedStore, Roots
 from node.syncing.neighbours import Neighbours
@@ -164,6 +165,12 @@ class SwarmNode:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def footprint(self) -> int:
+        """Bytes of memory of what this node's sync knows, without entries, heads and the simulated network."""
+        all_ = self._all
+        shared = (all_, all_.identities, all_.bound, all_.members, all_.archive, all_.roots, all_.held)
+        return footprint(self.sync, [*shared, self.identity.binding, self.port, self.store, self])
 
     async def write(self, text: str) -> int:
         """Append one entry to the own feed and announce it; its number."""

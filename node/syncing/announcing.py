@@ -1,7 +1,8 @@
 """Announces our own newest head: at once when it is new, and now and then again for whoever missed it.
 
 An announcement may be lost; whoever missed one learns of it by asking. So the same head is repeated seldom, and the more members
-there are, the seldomer: what all of them together repeat stays the same. Knows no peers.
+there are, the seldomer: what all of them together repeat stays the same. Members that start together do not repeat together: the
+first repetition falls anywhere in its time. Knows no peers.
 Invariant: nothing is announced before it is stored.
 """
 
@@ -17,7 +18,7 @@ from protocol import wire
 from protocol.ids import CollectiveId, MemberId
 
 AGAIN_S: Final = 60.0
-MANY: Final = 64  # members beyond which it is repeated seldomer
+MANY: Final = 16  # members beyond which it is repeated seldomer
 
 
 class Announcing:
@@ -34,7 +35,7 @@ class Announcing:
         rng: random.Random,
         members: Callable[[], int],
     ) -> None:
-        """`clock` in seconds; `members` is how many feeds are followed."""
+        """`clock` in seconds; `members` is how many members are known."""
         self._store, self._network, self._collective, self._me = store, network, collective, me
         self._clock, self._rng, self._members = clock, rng, members
         self._last, self._again_at = b"", 0.0
@@ -49,6 +50,7 @@ class Announcing:
             return True
         if not await self._network.publish(wire.topic(self._collective), note):
             return False
-        every = AGAIN_S * max(1.0, self._members() / MANY) * self._rng.uniform(0.8, 1.2)
-        self._last, self._again_at = note, now + every
+        every = AGAIN_S * max(1.0, self._members() / MANY)
+        share = self._rng.uniform(0.8, 1.2) if self._last else self._rng.random()
+        self._last, self._again_at = note, now + every * share
         return True

@@ -2,6 +2,7 @@
 
     blobs/<digest>        written here only, whole and verified before it gets this name; needs no trust, may be lost
     blobs/<digest>.part   what a fetch has so far; hashed again before it is used (`.map` beside it: see `node.syncing.pieces`)
+    blobs/<digest>.bad    what the disk damaged, for whoever looks into that: a few, never read here, erased with the blob
 Knows nothing of peers or of what a blob means. Invariant: no bytes get the name of a digest that is not theirs, and what
 `read` returns has the digest that was asked for, whatever happened to the disk.
 """
@@ -23,6 +24,7 @@ from protocol.ids import Digest, as_hex, digest
 
 READ = 256 * 1024
 MAX_PARTS = 32  # half-fetched files kept for resuming
+MAX_BAD, MAX_BAD_BYTES = 8, 64 << 20  # damaged files kept, and their bytes together
 
 
 class BlobStore:
@@ -34,6 +36,7 @@ class BlobStore:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for stale in folder.glob(".*.tmp"):
             stale.unlink(missing_ok=True)
+        self._bound_damaged()
 
     def path(self, name: Digest) -> Path:
         """Where the blob lies or would lie.
@@ -106,7 +109,9 @@ class BlobStore:
             try:
                 with temporary.open("wb") as file:
                     file.write(data)
-                self._publish(temporary, name, settle=settle)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._name(temporary, name, settle=settle)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
@@ -128,7 +133,9 @@ class BlobStore:
         if len(data) > max_bytes:
             raise BlobTooLarge(f"couldn't read blob {name[:12]}: more than {max_bytes} bytes")
         if digest(data) != name:
-            path.replace(path.with_name(f"{name}.bad"))
+            with contextlib.suppress(FileNotFoundError):  # another reader was first
+                path.replace(path.with_suffix(".bad"))
+            self._bound_damaged()
             raise BlobCorrupt(f"couldn't read blob {name[:12]}: the file is damaged and was put aside")
         return data
 
@@ -146,12 +153,23 @@ class BlobStore:
             raise BlobMissing(f"couldn't read blob {name[:12]}: it is not here") from None
 
     def remove(self, name: Digest) -> bool:
-        """Forget the blob and what was fetched of it; whether it was here."""
+        """Forget the blob, what was fetched of it and what was damaged; whether it was here."""
         found = self.has(name)
         self.path(name).unlink(missing_ok=True)
+        self.path(name).with_suffix(".bad").unlink(missing_ok=True)
         self._part(name).unlink(missing_ok=True)
         self._part(name).with_suffix(".map").unlink(missing_ok=True)
         return found
+
+    def damaged(self) -> tuple[int, int]:
+        """How many damaged files were put aside, and their bytes."""
+        sizes = [size for _, size, _ in self._damaged()]
+        return len(sizes), sum(sizes)
+
+    def drop_damaged(self) -> None:
+        """Remove what was put aside."""
+        for _, _, path in self._damaged():
+            path.unlink(missing_ok=True)
 
     def partial(self, name: Digest, size: int) -> Partial:
         """Go on fetching a blob of `size` bytes where an earlier try ended.
@@ -185,10 +203,29 @@ class BlobStore:
             old.unlink(missing_ok=True)
             old.with_suffix(".map").unlink(missing_ok=True)
 
+    def _damaged(self) -> list[tuple[int, int, Path]]:
+        """When they were put aside, bytes, path; the newest first."""
+        found = []
+        for path in self._folder.glob("*.bad"):
+            with contextlib.suppress(FileNotFoundError):
+                facts = path.stat()
+                found.append((facts.st_ctime_ns, facts.st_size, path))
+        return sorted(found, reverse=True)
+
+    def _bound_damaged(self) -> None:
+        total = 0
+        for number, (_, size, path) in enumerate(self._damaged(), 1):
+            total += size
+            if number > MAX_BAD or total > MAX_BAD_BYTES:
+                path.unlink(missing_ok=True)
+
     def _publish(self, temporary: Path, name: Digest, *, settle: bool) -> None:
         """Whole and on disk first, then the name; then the folder, where the name must outlive a power cut (`settle`)."""
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        self._name(temporary, name, settle=settle)
+
+    def _name(self, temporary: Path, name: Digest, *, settle: bool) -> None:
         temporary.replace(self.path(name))
         if not settle:
             return

@@ -33,6 +33,7 @@ from node.errors_network import (
 from node.ports import Network, Stream
 from node.syncing.blobs import BlobStore
 from node.syncing.exchange import to_wire
+from node.syncing.followers import Followers
 from node.syncing.rules import SyncRules
 from protocol import fingerprints, wire
 from protocol.binding import Binding
@@ -67,6 +68,12 @@ class Desk:
         self._rules, self._met, self._coming = rules, met, coming
         self._asking: dict[MemberId, Binding] = {}
         self._boot = secrets.token_hex(8)  # a token of another life of this node is not known
+        self.followers = Followers(
+            length=lambda: store.length(collective, binding.member),
+            page=lambda start, attach: self._read_page(binding.member, start, None, attach),
+            spend=lambda peer: rules.spend(peer, wire.FOLLOW, "requests", 1),
+            hold=rules.hold,
+        )
         self.notes_sent = self.answers = 0
 
     @property
@@ -112,6 +119,11 @@ class Desk:
                 await self._feed(stream, request, member)
             case wire.RangeRequest():
                 await self._range(stream, request, member)
+            case wire.FollowRequest():
+                who = request.binding
+                await self.followers.serve(
+                    stream, who.member, request.start, request.attach, lambda: self._may_follow(stream.peer, who)
+                )
             case wire.BlobRequest() | wire.PartRequest():
                 await self._blob(stream, request, member)
             case wire.HaveRequest():
@@ -134,12 +146,9 @@ class Desk:
             raise Malformed("couldn't read request: it belongs to another protocol")
         if request.binding.peer != peer:
             raise WrongPeer("couldn't serve: the binding is that of another peer")
-        if self._rules.banned(peer, request.binding.member):
-            raise PeerBanned("couldn't serve: this peer is banned here")
+        self._welcome(peer, request.binding)
         if request.collective != self._collective:
             raise UnknownHere("couldn't serve: another collective")
-        if self._rules.outdated(request.binding):
-            raise OutdatedPeer("couldn't serve: this member speaks through another peer by now")
         member = self._rules.allowed(request.binding.member)
         if member:
             self._asking.pop(request.binding.member, None)
@@ -147,6 +156,12 @@ class Desk:
             self._remember(request.binding)
         self._met(request.binding)
         return request, member
+
+    def _welcome(self, peer: PeerId, binding: Binding) -> None:
+        if self._rules.banned(peer, binding.member):
+            raise PeerBanned("couldn't serve: this peer is banned here")
+        if self._rules.outdated(binding):
+            raise OutdatedPeer("couldn't serve: this member speaks through another peer by now")
 
     def _remember(self, binding: Binding) -> None:
         self._asking.pop(binding.member, None)
@@ -185,21 +200,31 @@ class Desk:
         if len(changed) > wire.MAX_HEADS:
             changed = changed[: wire.MAX_HEADS]
             number = changed[-1][1]
-        return self._token(number), [head for member, _ in changed for head in self._store.heads(collective, member)]
+        heads = [head for member, _ in changed for head in self._store.heads(collective, member)]
+        if request.have and len(heads) > 1:
+            heads = self._unlike(request, heads, self._store.heads(collective))
+        return self._token(number), heads
 
     def _first(self, request: wire.ChangesRequest) -> tuple[str, list[Head]]:
         """For one who knows no token of ours: what differs from its fingerprints, and always the head of its own feed."""
         number = self._store.changes(self._collective, 1 << 62)[1]
-        heads = self._store.heads(self._collective)
-        if request.have:
-            differing = fingerprints.differing(request.have, [(head.member, head.size, head.root) for head in heads])
-            salt = request.have[: fingerprints.SALT]
-            heads = [
-                head
-                for head in heads
-                if head.member == request.binding.member or fingerprints.bucket_of(salt, head.member) in differing
-            ]
+        held = self._store.heads(self._collective)
+        heads = self._unlike(request, held, held)
         return (self._token(number), heads) if len(heads) <= wire.MAX_HEADS else ("", heads[: wire.MAX_HEADS])
+
+    @staticmethod
+    def _unlike(request: wire.ChangesRequest, heads: list[Head], held: list[Head]) -> list[Head]:
+        """Those of `heads` that the asker does not hold alike, by its fingerprints of all; that of its own feed stays."""
+        if not request.have:
+            return heads
+        salt = request.have[: fingerprints.SALT]
+        differing = fingerprints.differing(request.have, [(head.member, head.size, head.root) for head in held])
+        return [
+            head
+            for head in heads
+            if head.member == request.binding.member
+            or (differing and fingerprints.bucket_of(salt, head.member) in differing)
+        ]
 
     def _token(self, number: int) -> str:
         return f"{self._boot}-{number}"
@@ -223,6 +248,12 @@ class Desk:
         with self._rules.hold(stream.peer, wire.MAX_PAGE + attach):
             answer = await self._read_page(request.member, request.start, end, attach)
             await stream.write(answer)
+
+    def _may_follow(self, peer: PeerId, binding: Binding) -> int:
+        """How many bytes of blobs may go to a follower now (raises when it may have nothing)."""
+        self._welcome(peer, binding)
+        self._members_only(self._rules.allowed(binding.member))
+        return wire.MAX_ATTACHED if self._rules.serves(binding.member) else 0
 
     async def _end(self, asker: MemberId, member: bool, feed: MemberId, start: int) -> int | None:
         """Before which entry the asker must stop; None: nowhere. A member may get what is just on its way to us."""

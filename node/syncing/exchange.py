@@ -21,8 +21,9 @@ from protocol.binding import Binding
 from protocol.errors import Malformed
 from protocol.ids import CollectiveId, Digest, MemberId, PeerId
 
-__all__ = ["Asker", "from_wire", "read_frame", "to_wire"]
+__all__ = ["Asker", "Followed", "from_wire", "read_frame", "to_wire"]
 
+_FOLLOW_S: Final = 90.0  # longer than anybody who is followed stays silent
 NOT_SPOKEN: Final = "protocol"  # in what the transport says of a peer without it: "protocols not supported"
 
 
@@ -38,7 +39,7 @@ class Asker:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Ask over `network` with our own `binding`; `clock` in seconds."""
-        self._collective, self._binding = collective, binding
+        self._network, self._collective, self._binding = network, collective, binding
         self._plain: set[PeerId] = set()  # connected peers that speak only the first version of the feed protocol
         self.lines = Lines(network, clock=clock)
 
@@ -90,6 +91,14 @@ class Asker:
                 self._plain.add(peer)
         return await self.page(peer, member, start), ()
 
+    @contextlib.asynccontextmanager
+    async def follow(self, peer: PeerId, start: int, attach: int) -> AsyncIterator[Followed]:
+        """The peer's own feed from `start` on as it grows, on a stream of its own. Raises as `heads`."""
+        request = wire.FollowRequest(collective=self._collective, binding=self._binding, start=start, attach=attach)
+        async with self._network.open(peer, wire.FOLLOW) as stream:
+            await stream.write(wire.frame(request.to_bytes()))
+            yield Followed(stream, attach)
+
     def forget(self, peer: PeerId) -> None:
         """It is gone; when it comes back, it may speak another version."""
         self._plain.discard(peer)
@@ -131,10 +140,34 @@ class Asker:
         """The payload of the answer, and the stream behind it."""
         question = wire.frame(request.to_bytes())
         async with self.lines.asked(peer, protocol, question, limit) as (frame, stream):
-            opened = wire.open_answer(frame)
-            if isinstance(opened, wire.Refusal):
-                raise PeerRefused(f"couldn't ask {peer[-6:]}: it says {opened.code}", reason=opened.code)
-            yield opened, stream
+            yield _opened(peer, frame), stream
+
+
+class Followed:
+    """A feed whose author sends each page by itself; the next one comes when `go_on` says that this one is taken."""
+
+    def __init__(self, stream: Stream, attach: int) -> None:
+        """Read from `stream`, with blobs of at most `attach` bytes a page."""
+        self._stream, self._attach = stream, attach
+
+    async def page(self) -> tuple[wire.FeedPage, Sequence[bytes]]:
+        """The next page, as `Asker.range` gives it; an empty one when there was nothing new for long. Raises as `heads`."""
+        stream = self._stream
+        length = wire.frame_length(await stream.read(wire.HEADER, within_s=_FOLLOW_S), wire.MAX_PAGE + 1)
+        page = wire.parse_page(_opened(stream.peer, await stream.read(length)))
+        more = await read_frame(stream, wire.max_attached(self._attach))
+        return page, wire.parse_attached(more, len(page.records))
+
+    async def go_on(self, start: int) -> None:
+        """Everything before `start` is here. Raises StreamEnded."""
+        await self._stream.write(wire.go_on(start))
+
+
+def _opened(peer: PeerId, frame: bytes) -> bytes:
+    opened = wire.open_answer(frame)
+    if isinstance(opened, wire.Refusal):
+        raise PeerRefused(f"couldn't ask {peer[-6:]}: it says {opened.code}", reason=opened.code)
+    return opened
 
 
 def to_wire(records: Iterable[Record]) -> Iterable[wire.WireRecord]:

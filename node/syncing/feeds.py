@@ -31,6 +31,7 @@ from node.syncing.rules import SyncRules
 from protocol.errors import Malformed, Refused, Retry
 from protocol.ids import CollectiveId, MemberId, PeerId
 from protocol.merkle import root_at
+from protocol.wire import FeedPage
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ SLOW_RATE: Final = 64 * 1024  # bytes a second: who is slower is asked only for 
 _LONGEST_WAIT_S: Final = 30.0
 _STORE_FULL_S: Final = 5.0
 _NO_ROOM_S: Final = 5.0
+_PUSHED_S: Final = 0.5  # an author that we follow sends what is new by itself: we ask after so long without it
 _HEDGE_S: Final = 1.0  # who has not answered by then is not waited for alone
 _COMING_S: Final = 0.8  # how long an asker may wait for what is coming: less than it waits for us
 # Who is so many entries behind wants the blobs with them; who is further behind has better to do first.
@@ -84,6 +86,8 @@ class Feed:
     claims: dict[PeerId, int] = field(default_factory=dict)
     grown: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, when entries came
     waiting: set[MemberId] = field(default_factory=set)  # who waits at our desk for what is coming
+    following: int = 0  # streams on which its author sends us what is new
+    pushed: int = 0  # up to which entry it has sent, while that is being stored
 
 
 class Feeds:
@@ -121,6 +125,11 @@ class Feeds:
         """Entries that are here."""
         return self._parts.store.length(self._parts.collective, member)
 
+    def known(self, member: MemberId) -> int:
+        """Entries that are here or that its author's signed head speaks of."""
+        feed = self._feeds.get(member)
+        return self.size(member) if feed is None else max(feed.target, feed.pushed, self.size(member))
+
     def behind(self) -> dict[MemberId, int]:
         """How many entries of each feed are said to exist, by its author's signed head, and are not here."""
         missing = {m: feed.target - self.size(m) for m, feed in self._feeds.items() if not feed.frozen}
@@ -130,9 +139,19 @@ class Feeds:
         """Whether one more feed may be followed."""
         return member in self._feeds or len(self._feeds) < MAX_FEEDS
 
+    def is_level(self, member: MemberId) -> bool:
+        """Whether a feed may be followed, and nothing of it is known to be missing here."""
+        feed = self._feeds.get(member)
+        if feed is None:
+            return self.room_for(member)
+        return not feed.frozen and feed.target <= self.size(member)
+
     def of(self, member: MemberId) -> Feed:
         """What is known of a feed, from now on."""
-        return self._feeds.setdefault(member, Feed())
+        found = self._feeds.get(member)
+        if found is None:
+            found = self._feeds[member] = Feed()
+        return found
 
     def claim(self, member: MemberId, peer: PeerId, size: int) -> None:
         """`peer` itself says that it holds so many entries."""
@@ -212,6 +231,8 @@ class Feeds:
         """Until the feed is level; then the task ends."""
         wait = 0.1
         try:
+            if feed.following:
+                await self._pushed(member, feed)
             while not feed.frozen and feed.target > self.size(member):
                 if member != self._parts.me and self._parts.rules.room(member) <= 0:
                     await asyncio.sleep(_NO_ROOM_S)
@@ -230,6 +251,13 @@ class Feeds:
         finally:
             feed.pulled = False
             _ring(feed)
+
+    async def _pushed(self, member: MemberId, feed: Feed) -> None:
+        """Wait a moment for what its author sends by itself."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PUSHED_S):
+                while feed.following and feed.target > self.size(member):
+                    await feed.grown.wait()
 
     def _candidates(self, member: MemberId, feed: Feed) -> list[PeerId]:
         """Whom to ask, best first: who claims more than we hold, the quick, the author, then the nearest to it."""
@@ -271,7 +299,7 @@ class Feeds:
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    if await self._took(task, asked[task], member, feed, start):
+                    if await self._took(task.result, asked[task], member, feed, start):
                         return True
             return False
         finally:
@@ -294,10 +322,23 @@ class Feeds:
             page = await parts.asker.page(peer, member, start)
         return _Page(records=from_wire(page.records), note=page.note, blobs=blobs)
 
-    async def _took(self, task: asyncio.Future[_Page], peer: PeerId, member: MemberId, feed: Feed, start: int) -> bool:
+    async def sent(self, peer: PeerId, member: MemberId, start: int, page: FeedPage, blobs: Sequence[bytes]) -> bool:
+        """Take a page that `peer` sends by itself, as it was asked to from `start` on; whether it was stored."""
+        feed = self.of(member)
+
+        def answer() -> _Page:
+            return _Page(records=from_wire(page.records), note=page.note, blobs=blobs)
+
+        feed.pushed = start + len(page.records)
+        try:
+            return await self._took(answer, peer, member, feed, start)
+        finally:
+            feed.pushed = 0
+
+    async def _took(self, answer: Callable[[], _Page], peer: PeerId, member: MemberId, feed: Feed, start: int) -> bool:
         parts, matter = self._parts, (peer, member)
         try:
-            page = task.result()
+            page = answer()
             records = page.records
             if not records or records[0].entry.header.seq != start:
                 claimed = feed.claims.pop(peer, 0) > start

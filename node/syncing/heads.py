@@ -1,8 +1,9 @@
 """Asks peers which heads they hold: all that differ at the first meeting, afterwards only what changed since.
 
 The answers carry a token of the answerer; with it the next question costs as much as what changed meanwhile, however many
-members there are. At the first question the fingerprints of our own heads go along, so that two nodes that hold the same send
-each other nothing. Who does not speak the newer protocol is asked with the old one. Knows no schedule: it is told whom to ask.
+members there are. At the first question, and whenever ours have changed since the last one to that peer, the fingerprints of our
+own heads go along: two nodes that hold the same send each other nothing, and news that came another way is not told by each
+neighbour again. Who does not speak the newer protocol is asked with the old one. Knows no schedule: it is told whom to ask.
 Invariant: a token is kept only when every head before it was taken or found unwanted, and is given up when one of the unwanted
 is wanted after all.
 """
@@ -33,6 +34,7 @@ class _Peer:
     """What one connected peer has told."""
 
     token: str = ""
+    number: int = -1  # the change number of our store when it was asked last
     old: bool = False  # speaks only the first version
     own: Head | None = None  # the longest head of our own feed that it showed
     skipped: set[MemberId] = field(default_factory=set)
@@ -112,7 +114,9 @@ class Heads:
         if any(self._wanted(member) for member in known.skipped):
             known.token, known.skipped = "", set()  # what was passed over is asked for again
         if not known.old:
-            have = b"" if known.token else self._fingerprints()
+            number = self._number()
+            have = b"" if known.token and known.number == number else self._fingerprints(number)
+            known.number = number
             try:
                 told = await self._asker.changes(peer, known.token, have)
             except PeerUnreachable as e:
@@ -124,9 +128,11 @@ class Heads:
         answer = await self._asker.heads(peer)
         return answer.binding, answer.notes, ""
 
-    def _fingerprints(self) -> bytes:
+    def _number(self) -> int:
+        return self._store.changes(self._collective, 1 << 62)[1]
+
+    def _fingerprints(self, number: int) -> bytes:
         """Those of our own heads; many peers met at once get the same ones. A feed that is still being pulled is left out."""
-        number = self._store.changes(self._collective, 1 << 62)[1]
         if self._prints[0] != number or self._clock() >= self._prints[1]:
             heads = self._store.heads(self._collective)
             level = [(x.member, x.size, x.root) for x in heads if self._feeds.size(x.member) >= x.size]

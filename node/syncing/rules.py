@@ -33,6 +33,7 @@ class SyncRules:
     that an honest node may cause is none); `banned(peer, member)` says who gets and is asked nothing; `spend(peer, protocol,
     kind, amount)` takes one more request of a kept stream and `hold(peer, bytes)` memory for an answer, both raise OverQuota.
     `attached(record)` names the blob (digest, size) that goes with an entry: a small one comes and goes together with it.
+    `follows`: the members that are connected are asked to send what they write by themselves (`node.syncing.following`).
     `room(member)` is how many more entries of a feed may be taken now, `took(member, entries, bytes)` hears of them.
     """
 
@@ -45,6 +46,7 @@ class SyncRules:
     serves: Callable[[MemberId], bool] = lambda _member: True
     outdated: Callable[[Binding], bool] = lambda _binding: False
     attached: Callable[[Record], tuple[Digest, int] | None] | None = None
+    follows: bool = False
     fault: Callable[[PeerId, Fault], None] = lambda _peer, _fault: None
     faulty: Callable[[PeerId, Exception], None] = lambda _peer, _error: None
     banned: Callable[[PeerId, MemberId | None], bool] = lambda _peer, _member: False

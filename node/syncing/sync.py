@@ -32,8 +32,9 @@ from node.syncing.donors import Rank
 from node.syncing.exchange import Asker
 from node.syncing.feeds import FeedParts, Feeds
 from node.syncing.fetching import Fetcher
+from node.syncing.following import MOST, Following
 from node.syncing.heads import Heads
-from node.syncing.meeting import Meeting
+from node.syncing.meeting import PER_ROUND, Meeting
 from node.syncing.neighbours import Neighbours
 from node.syncing.rules import SyncRules
 from protocol import binding as bindings
@@ -51,6 +52,9 @@ HEADS_EVERY_S = 5.0
 MAX_BLOB = 64 << 20
 _ASKS_AT_ONCE = 16
 _PATIENCE_S = 2.0  # after that a question goes on, and its place is free for others
+_MANY_NEW = 8  # new peers at once: beyond that they are asked a few at a time, as long as we know nothing
+_FAR_BEHIND = 16  # feeds
+_STRANGERS_S = 15.0
 _ABSENT_S = 3.0
 _LOOK_S = 0.5
 
@@ -137,9 +141,21 @@ class Sync:
             salt=lambda: self._rng.randbytes(fingerprints.SALT),
             clock=clock,
         )
-        self._announcing = Announcing(
-            store, network, collective, me, clock=clock, rng=self._rng, members=lambda: len(self._feeds.items())
+        self._following = Following(
+            network=network,
+            asker=self._asker,
+            feeds=self._feeds,
+            directory=self._directory,
+            backoff=self._backoff,
+            rules=rules,
+            wants=self._wants,
+            trouble=self._trouble,
+            lost=self._ask_again,
         )
+        self._announcing = Announcing(
+            store, network, collective, me, clock=clock, rng=self._rng, members=lambda: len(self._directory.members())
+        )
+        self._announce_at = 0.0  # when strangers are told what all members got by following
         self._asked: dict[PeerId, None] = {}  # questions under way
         self._bound: Mapping[PeerId, MemberId] = {}
         self._jobs: asyncio.TaskGroup | None = None
@@ -166,12 +182,15 @@ class Sync:
                 self._feeds.start(jobs)
                 while True:
                     self._introduce()
-                    self._ask_around()
+                    self._ask_around(new=PER_ROUND)
                     connected = self._network.peers()
                     for peer in self._meeting.drawn(connected, self._asked):
                         self._ask(peer)
                     self._asker.lines.expire()
-                    await self._announcing.now(again=True)
+                    self._following.tend(jobs, self._members_answered())
+                    if not self._told_all() or self._clock() >= self._announce_at:
+                        await self._announcing.now(again=True)
+                        self._announce_at = self._clock() + _STRANGERS_S
                     await asyncio.sleep(self._heads_every_s)
         finally:
             self._jobs = None
@@ -180,8 +199,12 @@ class Sync:
             await self._asker.lines.close()
 
     async def announce(self) -> bool:
-        """Publish our own newest head if it is new; call it after every append. False when it was dropped."""
-        return await self._announcing.now(again=False)
+        """Tell of our own newest entries; call it after every append. False when the announcement was dropped.
+
+        Who follows us gets them at once. When all members do, the announcement, which only strangers would hear then, waits.
+        """
+        self._desk.followers.tell()
+        return self._told_all() or await self._announcing.now(again=False)
 
     async def want_blob(
         self,
@@ -269,11 +292,23 @@ class Sync:
             "heads_sent": self._desk.notes_sent,
             "answers": self._desk.answers,
             "pages": self._feeds.pages,
+            "following": len(self._following),
+            "followers": len(self._desk.followers),
+            "pages_followed": self._following.pages,
             "hedged": self._feeds.hedged,
             "attached": self._feeds.attached,
             "streams_opened": self._asker.lines.opened,
             "streams_reused": self._asker.lines.reused,
         }
+
+    def _told_all(self) -> bool:
+        """Whether every other member that has shown a peer follows us now."""
+        members = frozenset(self._directory.members()) | frozenset(self._bound.values())
+        if not len(self._desk.followers) or len(members) > 2 * MOST:
+            return False
+        return self._desk.followers.all_of(
+            [member for member in members if member != self._binding.member and self._rules.allowed(member)]
+        )
 
     # -- peers -------------------------------------------------------------------------------------------------------
     def _introduce(self) -> None:
@@ -309,8 +344,25 @@ class Sync:
         self._fetcher.poke()
 
     # -- heads -------------------------------------------------------------------------------------------------------
-    def _ask_around(self) -> None:
-        for peer in self._meeting.due(self._network.peers(), self._asked):
+    def _ask_around(self, new: int | None = None) -> None:
+        """Ask peers that have not told us what they hold.
+
+        Many of them would tell one who is far behind the same long story: then it is a few (`new`; without it as many as
+        for a start, when nobody has been asked yet), and the others in later rounds or as soon as we are level.
+        """
+        due = self._meeting.due(self._network.peers(), self._asked)
+        if len(due) > _MANY_NEW:
+            told = bool(self._members_answered())
+            if new is None:
+                new = 0 if told or self._asked else PER_ROUND
+            if not told or len(self._feeds.behind()) > _FAR_BEHIND:
+                due = self._rng.sample(due, new)
+        for peer in due:
+            self._ask(peer)
+
+    def _ask_again(self, peer: PeerId) -> None:
+        """What it has written meanwhile is not sent to us any more."""
+        if peer in self._network.peers():
             self._ask(peer)
 
     def _ask(self, peer: PeerId) -> None:
@@ -336,6 +388,7 @@ class Sync:
         finally:
             self._asked.pop(peer, None)
             self._changed.set()
+        self._ask_around()
 
     async def _with_place(self, question: Coroutine[None, None, None]) -> None:
         """Ask when a place is free; a slow peer gives it back after a moment and is waited for without one."""
@@ -359,7 +412,7 @@ class Sync:
         member = self._heads.named(note)
         if member is None or member == self._binding.member:
             return
-        if member in self._feeds and self._heads.size_in(note) <= self._feeds.of(member).target:
+        if self._heads.size_in(note) <= self._feeds.known(member):
             return  # before any signature is checked
         try:
             head = checkpoint.parse(note)

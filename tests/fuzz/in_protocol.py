@@ -57,6 +57,7 @@ def asked() -> Iterator[bytes]:
         requests.ChangesRequest(**who, since="0123-7", have=b""),
         requests.FeedRequest(**who, member=ADA_ID, start=7),
         requests.RangeRequest(**who, member=ADA_ID, start=7, attach=1000),
+        requests.FollowRequest(**who, start=7, attach=1000),
         requests.BlobRequest(**who, digest=D, offset=2**40),
         requests.PartRequest(**who, digest=D, offset=1, length=262_144),
         requests.HaveRequest(**who, digests=(D, digest(b"y"))),

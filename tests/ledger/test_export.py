@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 def lines(store: Store, size: int) -> Iterator[bytes]:
-    return islice((line for rows in store.raw_chunks(COLLECTIVE, MEMBER) for _, _, line, _ in rows), size)
+    return islice((line for rows in store.raw_chunks(COLLECTIVE, MEMBER) for _, line, _ in rows), size)
 
 
 def head_of(store: Store, size: int) -> Head:

@@ -31,7 +31,7 @@ def honest(count: int, *, start_ts: int = 0) -> list[RawLine]:
             salt=bytes(16),
         )  # fmt: skip
         prev = made.entry.leaf
-        rows.append((1, n, made.entry.line, bytes.fromhex(prev)))
+        rows.append((n, made.entry.line, bytes.fromhex(prev)))
     return rows
 
 
@@ -40,8 +40,8 @@ ROWS = honest(12)
 
 @pytest.mark.parametrize("start", range(12))
 def test_an_honest_run_passes_from_any_place(start: int) -> None:
-    prev = ZERO if start == 0 else Digest(ROWS[start - 1][3].hex())
-    assert runs.follow(COLLECTIVE, MEMBER, start, prev, ROWS[start:]) == [row[3] for row in ROWS[start:]]
+    prev = ZERO if start == 0 else Digest(ROWS[start - 1][2].hex())
+    assert runs.follow(COLLECTIVE, MEMBER, start, prev, ROWS[start:]) == [row[2] for row in ROWS[start:]]
     for wrong in (start + 1, start - 1):
         assert runs.follow(COLLECTIVE, MEMBER, wrong, prev, ROWS[start:]) is None
     assert runs.follow(COLLECTIVE, MEMBER, start, Digest("ab" * 32), ROWS[start:]) is None
@@ -55,17 +55,17 @@ def test_a_run_with_a_changed_byte_passes_only_if_each_line_still_reads_as_its_e
     which: int, place: int, byte: int, fix_chain: bool
 ) -> None:
     rows = list(ROWS)
-    feed, seq, line, leaf = rows[which]
+    seq, line, leaf = rows[which]
     at = place % len(line)
     changed = line[:at] + bytes([byte]) + line[at + 1 :]
-    rows[which] = (feed, seq, changed, entry.leaf_hash(changed) if fix_chain else leaf)
+    rows[which] = (seq, changed, entry.leaf_hash(changed) if fix_chain else leaf)
     found = runs.follow(COLLECTIVE, MEMBER, 0, ZERO, rows[: which + 1])
     if found is None:
         return
-    assert found == [entry.leaf_hash(row[2]) for row in rows[: which + 1]] == [row[3] for row in rows[: which + 1]]
+    assert found == [entry.leaf_hash(row[1]) for row in rows[: which + 1]] == [row[2] for row in rows[: which + 1]]
     header = entry.parse_stored(changed).header
     assert (header.collective, header.member, header.seq) == (COLLECTIVE, MEMBER, which)
-    assert header.prev == (ZERO if which == 0 else rows[which - 1][3].hex())
+    assert header.prev == (ZERO if which == 0 else rows[which - 1][2].hex())
 
 
 def careful(line: bytes) -> object:
@@ -78,7 +78,7 @@ def careful(line: bytes) -> object:
 @settings(max_examples=800, deadline=None)
 @given(st.sampled_from(ROWS), st.integers(0, 5_000), st.binary(min_size=1, max_size=3), st.integers(0, 3))
 def test_a_plain_line_reads_as_the_json_reader_reads_it(row: RawLine, place: int, data: bytes, drop: int) -> None:
-    line = row[2]
+    line = row[1]
     at = place % len(line)
     changed = line[:at] + data + line[at + drop :]
     quick = entry._plain(changed)
@@ -99,8 +99,8 @@ def test_a_plain_line_reads_as_the_json_reader_reads_it(row: RawLine, place: int
     ],
 )
 def test_what_the_json_reader_refuses_is_not_plain(old: bytes, new: bytes) -> None:
-    line = ROWS[4][2].replace(old, new, 1)
-    assert line != ROWS[4][2]
+    line = ROWS[4][1].replace(old, new, 1)
+    assert line != ROWS[4][1]
     assert entry._plain(line) is None
     with pytest.raises(Refused):
         entry.parse_stored(line)
@@ -108,9 +108,9 @@ def test_what_the_json_reader_refuses_is_not_plain(old: bytes, new: bytes) -> No
 
 def test_a_number_that_is_too_long_to_be_plain_is_still_an_entry() -> None:
     rows = honest(3, start_ts=canon.MAX_INT - 3)
-    assert entry._plain(rows[0][2]) is None
+    assert entry._plain(rows[0][1]) is None
     assert runs.follow(COLLECTIVE, MEMBER, 0, ZERO, rows) is None
-    assert entry.parse(rows[0][2]).header.ts == canon.MAX_INT - 3
+    assert entry.parse(rows[0][1]).header.ts == canon.MAX_INT - 3
 
 
 def test_seen_heads_out_of_order_or_of_the_author_are_not_passed() -> None:
@@ -122,7 +122,7 @@ def test_seen_heads_out_of_order_or_of_the_author_are_not_passed() -> None:
     own = f'["{MEMBER}",1,"{"ab" * 32}"]'.encode()
     for spoilt in (second + b"," + first, first + b"," + first, first + b"," + own):
         line = made.replace(first + b"," + second, spoilt)
-        assert runs.follow(COLLECTIVE, MEMBER, 0, ZERO, [(1, 0, line, entry.leaf_hash(line))]) is None
+        assert runs.follow(COLLECTIVE, MEMBER, 0, ZERO, [(0, line, entry.leaf_hash(line))]) is None
         with pytest.raises(Refused):
             entry.parse_stored(line)
 

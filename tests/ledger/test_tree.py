@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def leaves(store: Store) -> list[bytes]:
-    return [leaf_hash(line) for rows in store.raw_chunks(COLLECTIVE, MEMBER) for _, _, line, _ in rows]
+    return [leaf_hash(line) for rows in store.raw_chunks(COLLECTIVE, MEMBER) for _, line, _ in rows]
 
 
 @settings(max_examples=10, deadline=None)

@@ -273,6 +273,29 @@ def test_of_two_alike_that_knew_nothing_of_each_other_none_is_a_copy(wide: Table
     assert wide["bob"].cut().excluded == ()
 
 
+def test_a_member_that_floods_its_feed_with_copies_stops_only_itself(
+    wide: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "MAX_LIST", 12)  # two exclusions for each of three contributors
+    ada, bob, cyd = wide
+    ada.publish(learnt(1))
+    wide.deliver()
+    flood = [cyd.publish({at: n * value for at, value in learnt(1).items()}) for n in range(1, 5)]
+    wide.deliver()
+    cut = bob.cut()
+    left_out = sorted(c.event for c in flood[:2])
+    assert [(x.event, x.reason) for x in cut.excluded] == [(event, rules.COPIED) for event in left_out]
+    assert cut.place.size_of(cyd.id) == flood[2].source.seq
+    wide.decide(cut)
+    bob.publish(learnt(2))
+    wide.deliver()
+    again = ada.cut()
+    assert again.excluded == cut.excluded
+    found = cyd.judged(again)
+    assert found is not None
+    assert found.judgement.sound
+
+
 def test_what_a_release_covered_came_before_all_that_is_published_later(wide: Table) -> None:
     """An author who hides what it had seen is caught by the decision that it cannot deny."""
     original = wide["ada"].publish(learnt(1))

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.errors_network import BlobCorrupt, BlobMissing, BlobTooLarge
-from node.syncing.blobs import MAX_PARTS, BlobStore
+from node.syncing import blobs
+from node.syncing.blobs import MAX_BAD, MAX_PARTS, BlobStore
 from protocol.errors import Malformed
 from protocol.ids import Digest, digest
 
@@ -45,6 +46,27 @@ def test_damaged_blob_is_never_returned_and_can_come_again(store):
     assert not store.has(NAME)
     store.put(DATA)
     assert store.read(NAME, len(DATA)) == DATA
+
+
+def test_damaged_blobs_are_kept_for_a_look_but_few_of_them_and_none_that_is_to_be_forgotten(store, monkeypatch):
+    def damage(data: bytes) -> Digest:
+        name = store.put(data)
+        store.path(name).write_bytes(b"X" + data[1:])
+        with pytest.raises(BlobCorrupt):
+            store.read(name, len(data))
+        return name
+
+    names = [damage(b"%02d" % n * 500) for n in range(MAX_BAD + 3)]
+    assert store.damaged() == (MAX_BAD, MAX_BAD * 1000)
+    assert store.digests() == []
+    monkeypatch.setattr(blobs, "MAX_BAD_BYTES", 3500)
+    assert BlobStore(store.folder).damaged() == (3, 3000)
+    for name in names[:-1]:
+        assert not store.remove(name)
+    assert store.damaged()[0] <= 1
+    damage(b"once more")
+    store.drop_damaged()
+    assert store.damaged() == (0, 0)
 
 
 def test_missing_blob_is_said_to_be_missing(store):

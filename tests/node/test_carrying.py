@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import tracemalloc
@@ -23,7 +24,7 @@ from node import config
 from node import session as sessions
 from node.cli import run
 from node.data import taking
-from node.errors_network import BundleCut
+from node.errors_network import BundleCut, BundleError
 from node.guarding import growth
 from node.guarding.limits import Rate
 from node.home import Home
@@ -256,6 +257,52 @@ def test_feeds_of_strangers_and_blobs_that_nobody_named_are_passed_over(made, ne
     code, told = fishernet(capsys, newcomer, "bundle", "import", str(tmp_path / "odd"))
     assert (code, told["strangers"], told["passed_blobs"]) == (0, 1, 1)
     assert state(newcomer) == before
+
+
+def test_a_file_that_shows_entries_or_blobs_again_and_again_costs_no_second_look(
+    made, newcomer, capsys, tmp_path
+) -> None:
+    post, home, file = made
+    world, ada = post.world, post.world.ids["ada"]
+    feed, path = world.feeds["ada"], tmp_path / "again.bundle"
+    blob = next(iter(fold_of(home).pending()))
+    wrong = bytes(blob.size)
+    with path.open("wb") as out, file.open("rb") as opened:
+        writer = Writer(out, header_of(world))
+        for item in Reader(opened).items():
+            if isinstance(item, Page) and item.member != ada:
+                writer.item(item)
+            elif isinstance(item, Page):
+                for start in (0, 1, 0, 2, *[0] * 300):
+                    writer.item(page_of(world, "ada", feed[start : start + 1]))
+        for data in (wrong, wrong, wrong):
+            with contextlib.suppress(BundleError):  # an honest writer stops here
+                writer.blob(Blob(digest=blob.blob, size=blob.size), [data])
+        writer.end()
+    code, told = fishernet(capsys, newcomer, "bundle", "import", str(path))
+    assert (code, told["blobs"], told["passed_blobs"]) == (1, 0, 2)
+    assert [what for what, _ in told["refused"]] == [ada, blob.blob]
+    assert "repeats entries" in told["refused"][0][1]
+    assert fold_of(newcomer).sizes[ada] == 2, "what came before in order is kept"
+    code, told = fishernet(capsys, newcomer, "bundle", "import", str(file))
+    assert (code, state(newcomer)) == (0, state(home)), "an honest bundle makes up for it"
+
+
+def test_history_comes_by_file_only_as_far_as_there_is_room_for_it(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.delenv("FISHERNET_PASSPHRASE", raising=False)
+    world = World.opened(("ada", "bob"))
+    world.release()
+    world.published("ada", epoch=digest(b"a former epoch"), number=1)
+    post, file = Post(tmp_path / "from", world), tmp_path / "all.bundle"
+    home, newcomer = post.home("ada"), Post(tmp_path / "to", world).home("bob", holds=False)
+    assert fishernet(capsys, home, "bundle", "export", str(file))[0] == 0
+    assert run(["config", "set", "storage.min_free_mib", str(2**31 - 1), "--home", str(newcomer.path)]) == 0
+    code, told = fishernet(capsys, newcomer, "bundle", "import", str(file))
+    assert (code, told["no_room"], told["blobs"]) == (0, 1, 2)
+    assert run(["config", "set", "storage.min_free_mib", "0", "--home", str(newcomer.path)]) == 0
+    code, told = fishernet(capsys, newcomer, "bundle", "import", str(file))
+    assert (code, told["no_room"], told["blobs"]) == (0, 0, 1)
+    assert blobs_in(newcomer) == blobs_in(home)
 
 
 def test_a_bundle_of_another_collective_or_maker_is_no_bundle_for_us(made, newcomer, capsys, tmp_path) -> None:

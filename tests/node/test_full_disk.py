@@ -16,9 +16,10 @@ from paper import key, witness_key
 from rich.console import Console
 from seats import Sitter, Table
 
-from ledger import audit, events
+from ledger import audit, entry, events
 from ledger.errors import StoreFull
 from ledger.store import Store
+from ledger.votes import proposer
 from node.cli import render
 from node.collective import joining, reports
 from node.collective.council import Council
@@ -121,6 +122,30 @@ def test_a_voter_and_witness_whose_disk_is_full_lives_on_says_it_and_takes_part_
     for sitter in table:
         assert audit.integrity(sitter.store, table.collective) == []
         assert sitter.fold.sizes == ada.fold.sizes
+
+
+def test_a_voter_whose_proposal_does_not_fit_into_an_entry_lives_on_and_proposes_when_it_does(
+    table: Table, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for sitter in table:
+        sitter.publish()
+    table.deliver()
+    charter = table.charter
+    leader = next(s for s in table if s.id == proposer(charter, table.collective, 1, 0))
+    monkeypatch.setattr(entry, "MAX_BODY", 1000)  # a proposal of three members has more
+
+    async def scenario() -> None:
+        task = asyncio.create_task(Council(leader.seat, leader.replay, leader.judge).run())
+        await until(lambda: any("event=vote-postponed code=too-large" in m for m in caplog.messages))
+        assert not votes(leader)
+        assert not task.done()
+        monkeypatch.undo()
+        await until(lambda: votes(leader))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert votes(leader)[0] == events.Proposed.TYPE
 
 
 def test_what_a_failed_append_would_have_named_as_seen_the_next_one_names(table: Table) -> None:

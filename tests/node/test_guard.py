@@ -314,6 +314,37 @@ def test_a_damaged_file_of_bans_is_put_aside_and_said(tmp_path, data, caplog):
     assert json.loads(book.read_bytes())["bans"][0]["peer"] == ADA
 
 
+# -- hanging up ----------------------------------------------------------------------------------------------------------------
+def test_of_a_crowd_of_strangers_the_newest_are_hung_up_on_and_never_anybody_known():
+    g, _ = guard()
+    most = Limits().strangers_connected
+    members = frozenset(peer(f"member {n}") for n in range(300))
+    early = frozenset(peer(f"early {n}") for n in range(most - 8))
+    assert g.unwelcome(members | early, before=frozenset(), known=members.__contains__) == []
+    crowd = frozenset(peer(f"late {n}") for n in range(20))
+    going = g.unwelcome(members | early | crowd, before=members | early, known=members.__contains__)
+    assert len(going) == len(set(going)) == 12
+    assert crowd.issuperset(going)
+    left = (members | early | crowd) - set(going)
+    assert g.unwelcome(left, before=left, known=members.__contains__) == []
+    over = g.unwelcome(left | {ADA}, before=left | {ADA}, known=members.__contains__)
+    assert len(over) == 1  # nobody is new: one of the strangers goes
+    assert not members & set(over)
+
+
+def test_the_banned_go_first_and_take_no_place_of_a_stranger_and_a_flood_is_hung_up_on_in_turns():
+    g, _ = guard(limits=replace(Limits(), strangers_connected=3))
+    g.ban(ADA, None, "")
+    g.ban(BOB, None, "")
+    three = [peer(n) for n in range(3)]
+    assert set(g.unwelcome([*three, ADA, BOB], before=[], known={BOB}.__contains__)) == {ADA, BOB}
+    flood = [peer(f"flood {n}") for n in range(1000)]
+    going = g.unwelcome([*flood, *three, ADA], before=three, known=lambda _peer: False)
+    assert going[0] == ADA
+    assert len(going) == guards._HANG_UPS
+    assert not set(three) & set(going)
+
+
 # -- feeds that grow without end -------------------------------------------------------------------------------------------------
 def test_a_feed_that_grows_a_thousand_entries_a_second_is_held_back_and_an_old_honest_one_is_taken_at_once():
     clock = Clock()

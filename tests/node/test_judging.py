@@ -12,12 +12,15 @@ import pytest
 from seats import Sitter, Table
 
 from ledger import events, rules
-from ledger.cuts import Amendment, Exclusion
+from ledger.charter import MAX_MEMBERS
+from ledger.cuts import MAX_LIST, Amendment, Cut, Exclusion, FeedHead, Last, Place, RegisterDigest
+from ledger.entry import MAX_BODY
 from ledger.votes import Judgement
-from node.collective import judging
+from node.collective import allowance, judging
 from node.collective.judging import Finding
 from node.collective.replay import Model, Vector, completed
-from protocol.ids import Digest, digest
+from protocol.canon import encode
+from protocol.ids import CollectiveId, Digest, EventId, MemberId, digest
 
 GOOD, BAD = 5, 60  # coordinates that help and that hurt
 
@@ -366,6 +369,59 @@ def test_a_member_that_floods_its_feed_with_rejected_contributions_stops_only_it
     again = ada.cut()
     assert again.excluded == cut.excluded
     assert judgement(bob, again)[:2] == (True, True), "nobody misses the rest of the flood"
+
+
+def test_refusals_whose_proof_no_longer_fits_into_an_entry_wait_uncovered(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, bob, cyd = table
+    sent = [ada.publish(HELPS), bob.publish(HELPS), cyd.publish(HELPS)]
+    table.deliver()
+    cut = ada.cut()
+    for voter in (ada, bob, cyd):
+        against = sorted(c.event for c in sent[:2])
+        objections = tuple(events.Objection(event=event, reason="worse") for event in against)
+        voter.seat.append(
+            events.Verdict(
+                height=1, candidate=cut.digest, rows=9, versus_base=5, versus_parent=5, objections=objections
+            )
+        )
+    table.deliver()
+    assert {x.event for x in ada.cut().excluded} == {c.event for c in sent[:2]}
+    monkeypatch.setattr(allowance, "ROOM", 2 * allowance.EVIDENCE)  # for one of the two: three voters blame each
+    short = ada.cut()
+    assert len(short.excluded) == 1
+    waiting = next(c for c in sent[:2] if c.event != short.excluded[0].event)
+    assert short.place.size_of(waiting.member) == waiting.source.seq
+    assert isinstance(rules.check(ada.fold, short), rules.Fits)
+    assert judgement(cyd, short)[0]
+
+
+def test_the_largest_cut_that_is_ever_drafted_fits_into_one_entry() -> None:
+    most, ids = (1 << 53) - 1, [digest(f"{n}".encode()) for n in range(MAX_LIST)]
+    proofs = allowance.ROOM // allowance.EVIDENCE
+    exclusions = [Exclusion(event=EventId(i), reason="exclusion-of-a-reason", evidence=(EventId(i),)) for i in ids]
+    exclusions[0] = replace(exclusions[0], evidence=(EventId(ids[0]), *[EventId(ids[0])] * proofs))
+    place = Place(
+        collective=CollectiveId(ids[0]),
+        charter=ids[0],
+        height=most,
+        parent=ids[0],
+        heads=tuple(FeedHead(member=MemberId(i), size=most, leaf=i) for i in ids),
+    )
+    cut = Cut(
+        place=place,
+        number=most,
+        parent_release=ids[0],
+        epoch=ids[0],
+        last=tuple(Last(member=MemberId(i), number=most, event=EventId(i)) for i in ids[:MAX_MEMBERS]),
+        excluded=tuple(exclusions),
+        recipe="r" * 64,
+        registers=tuple(RegisterDigest(member=MemberId(i), digest=i) for i in ids[:MAX_MEMBERS]),
+        model=ids[0],
+    )
+    said = events.Proposed(height=most, attempt=most, valid_attempt=most, value=cut.to_json())
+    assert len(encode(said.to_json(), max_bytes=MAX_BODY)) <= MAX_BODY
 
 
 def test_what_voters_contest_without_agreeing_is_left_uncovered_and_not_left_out(table: Table) -> None:

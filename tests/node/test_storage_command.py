@@ -16,6 +16,7 @@ from seats import Table
 
 from node import commands, storing
 from node.cli import storage as cli
+from node.errors_network import BlobCorrupt
 from node.sections import Storage
 from tests.node.test_erasing import session_of
 
@@ -46,6 +47,7 @@ def test_what_lies_here_is_told_for_people_and_programs(table: Table, capsys) ->
     out = Console(file=io.StringIO(), width=120)
     cli._shown(out, told)
     shown = capsys.readouterr().out + out.file.getvalue()
+    assert "damaged" not in shown
     assert "releases that are kept" in shown
     assert "named by nothing" in shown
 
@@ -59,6 +61,22 @@ def test_a_stopped_node_drops_what_may_go_only_when_told_that_it_may_be_the_last
         assert set(blobs.digests()) == kept | left
         cli._pruned(Console(file=io.StringIO()), told)
     assert "nobody could be asked" in capsys.readouterr().out
+
+
+def test_what_the_disk_damaged_is_counted_and_dropped_with_the_rest(table: Table, capsys) -> None:
+    session, orphan = session_with_orphan(table)
+    blobs = table["ada"].blobs
+    blobs.path(orphan).write_bytes(b"bytes of another digest")
+    with pytest.raises(BlobCorrupt):
+        blobs.read(orphan, 1 << 20)
+    told = asyncio.run(storing.show(session, {}))
+    assert told["damaged"] == {"blobs": 1, "bytes": 23}
+    cli._shown(Console(file=io.StringIO()), told)
+    assert "damaged on the disk and put aside: 1 blobs, 0.0 KiB" in capsys.readouterr().out
+    asyncio.run(storing.prune(session, {"dry": True}))
+    assert blobs.damaged() == (1, 23)
+    asyncio.run(storing.prune(session, {}))
+    assert blobs.damaged() == (0, 0)
 
 
 def test_commands_are_known_and_explain_their_units() -> None:

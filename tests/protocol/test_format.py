@@ -374,12 +374,13 @@ def make_wire():
         wire.PartRequest(collective=COLLECTIVE, binding=bound, digest=digest(b"blob"), offset=1024, length=512),
         wire.HaveRequest(collective=COLLECTIVE, binding=bound, digests=(digest(b"blob"), digest(b"another"))),
         wire.RangeRequest(collective=COLLECTIVE, binding=bound, member=MEMBERS["ada"], start=7, attach=4096),
+        wire.FollowRequest(collective=COLLECTIVE, binding=bound, start=7, attach=4096),
     ]
     heads = wire.HeadsAnswer(binding=bound, notes=(feed[0]["note"].encode(),))
     changes = wire.ChangesAnswer(binding=bound, token="t-2", notes=(feed[1]["note"].encode(),))
     return {
         "topic": wire.topic(COLLECTIVE),
-        "protocols": [wire.HEADS, wire.FEED, wire.BLOB, wire.CHANGES, wire.PART, wire.HAVE, wire.RANGE],
+        "protocols": [wire.HEADS, wire.FEED, wire.BLOB, wire.CHANGES, wire.PART, wire.HAVE, wire.RANGE, wire.FOLLOW],
         "binding": bound.to_json(),
         "requests": [wire.frame(request.to_bytes()).hex() for request in requests],
         "heads": wire.answer(heads.to_bytes()).hex(),
@@ -387,6 +388,7 @@ def make_wire():
         "have": wire.answer(wire.bitmap([i % 3 == 0 for i in range(10)])).hex(),
         "page": wire.answer(page.to_bytes()).hex(),
         "attached": wire.attached([b"blob", b""]).hex(),
+        "go_on": wire.go_on(9).hex(),
         "blob": wire.answer(wire.blob_size(123456)).hex(),
         "refusal": wire.refusal("not-a-member").hex(),
     }

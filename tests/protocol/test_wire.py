@@ -25,6 +25,7 @@ REQUESTS = [
     wire.RangeRequest(
         collective=COLLECTIVE, binding=BOUND, member=MemberId("cd" * 32), start=7, attach=wire.MAX_ATTACHED
     ),
+    wire.FollowRequest(collective=COLLECTIVE, binding=BOUND, start=0, attach=0),
     wire.PartRequest(collective=COLLECTIVE, binding=BOUND, digest=Digest("ef" * 32), offset=2**40, length=1),
     wire.HaveRequest(collective=COLLECTIVE, binding=BOUND, digests=(Digest("ef" * 32), Digest("01" * 32))),
 ]
@@ -37,6 +38,7 @@ PARSERS = [
     wire.open_answer,
     lambda data: wire.parse_bitmap(data, 9),
     lambda data: wire.parse_attached(data, 3),
+    wire.parse_go_on,
 ]
 
 lines = st.binary(min_size=1, max_size=200)

@@ -66,6 +66,7 @@ def requests(bound: binding.Binding, member: str, blob: str) -> dict[str, wire.R
         wire.CHANGES: wire.ChangesRequest(**who, since="", have=b""),
         wire.FEED: wire.FeedRequest(**who, member=member, start=0),
         wire.RANGE: wire.RangeRequest(**who, member=member, start=0, attach=1 << 16),
+        wire.FOLLOW: wire.FollowRequest(**who, start=0, attach=1 << 16),
         wire.BLOB: wire.BlobRequest(**who, digest=Digest(blob), offset=0),
         wire.PART: wire.PartRequest(**who, digest=Digest(blob), offset=0, length=10),
         wire.HAVE: wire.HaveRequest(**who, digests=(Digest(blob),)),
