@@ -6,10 +6,10 @@ feed is written by the node's own batch append, every entry signed. "Lines" are 
 bodies and salts are what the entries are about and count as data of their own.
 
 Single append: one `append` of an event with its body that names two seen heads, durable when it returns (WAL, synchronous=FULL),
-against a raw commit of that line alone and one `SigningKey.sign`, by turns of 20, the ratio that of each turn's medians. The raw
-commit has the ledger's settings and the usual table, key (feed, seq); beside it stands, without a floor, the leanest that we
-know: an integer key, and the INSERT a transaction by itself. The head is signed when somebody asks for it, so `append and a
-head each` is what an entry costs that is announced at once: two commits and two signatures.
+against a raw commit of the same line, salt and body and one `SigningKey.sign`, by turns of 20, the ratio that of each turn's
+medians. The raw commit has the ledger's settings and file system and the usual table, key (feed, seq); beside it stands, without
+a floor, the leanest that we know: an integer key, and the INSERT a transaction by itself. The head is signed when somebody asks
+for it, so `append and a head each` is what an entry costs that is announced at once: two commits and two signatures.
 
 Full verify: every line of a stored feed is read and checked for its signature, canonical form, chain, stored leaf and stored
 tree (mode `lines`), against `VerifyKey.verify` of the same messages; the whole audit, which reads every body besides, stands
@@ -36,7 +36,7 @@ from harness import Figure, finish, options, table
 from nacl.bindings import crypto_sign_open
 
 from ledger import audit, checkpoint, entry
-from ledger.entry import Seen
+from ledger.entry import Record, Seen
 from ledger.store import Draft, Store
 from protocol import keys
 from protocol.ids import CollectiveId, Digest, MemberId
@@ -51,7 +51,7 @@ SIGNED = 2_000  # entries of the feed whose every signature is verified
 SINGLE = 1_500  # single appends on each side
 PROOFS = 5_000
 TURN = 20
-RAW, LEAN, OURS = "raw commit of the line + 1 signature", "leanest raw commit of the line + 1 signature", "append"
+RAW, LEAN, OURS = "raw commit of line and body + 1 signature", "leanest raw commit of them + 1 signature", "append"
 TOLD = "append and a head each"
 MILLION = 1_000_000
 
@@ -119,13 +119,16 @@ def clocked(work: Callable[[], object], clock: Callable[[], float] = time.proces
 class RawCommits:
     """What SQLite and libsodium alone take for one durable commit of a line, with the settings of the ledger."""
 
-    def __init__(self, path: Path, line: bytes) -> None:
-        self.line = line
+    def __init__(self, path: Path, record: Record) -> None:
+        self.line = record.entry.line
+        self.values = (record.entry.line, *((record.body.salt, record.body.data) if record.body else (None, None)))
         self.database = sqlite3.connect(path, isolation_level=None)
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 4000"):
             self.database.execute(f"PRAGMA {pragma}").fetchall()
-        self.database.execute("CREATE TABLE lines (feed INTEGER, seq INTEGER, line BLOB, PRIMARY KEY (feed, seq))")
-        self.database.execute("CREATE TABLE lean (place INTEGER PRIMARY KEY, line BLOB)")
+        self.database.execute(
+            "CREATE TABLE lines (feed INTEGER, seq INTEGER, line BLOB, salt BLOB, data BLOB, PRIMARY KEY (feed, seq))"
+        )
+        self.database.execute("CREATE TABLE lean (place INTEGER PRIMARY KEY, line BLOB, salt BLOB, data BLOB)")
         self.count = 0
 
     def usual(self) -> None:
@@ -133,21 +136,21 @@ class RawCommits:
         self.count += 1
         KEY.sign(self.line)
         self.database.execute("BEGIN IMMEDIATE")
-        self.database.execute("INSERT INTO lines VALUES (1, ?, ?)", (self.count, self.line))
+        self.database.execute("INSERT INTO lines VALUES (1, ?, ?, ?, ?)", (self.count, *self.values))
         self.database.execute("COMMIT")
 
     def lean(self) -> None:
         """A row under one integer, in one statement."""
         self.count += 1
         KEY.sign(self.line)
-        self.database.execute("INSERT INTO lean VALUES (?, ?)", (self.count, self.line))
+        self.database.execute("INSERT INTO lean VALUES (?, ?, ?, ?)", (self.count, *self.values))
 
 
 def single_appends(folder: Path) -> list[Figure]:
     """One durable append against raw commits, by turns."""
     with Store.open(folder / "single.db") as store, Store.open(folder / "told.db") as told:
-        line = store.append_all(KEY, COLLECTIVE, drafts(0, 1, neighbours=2), now_ms=1)[0].entry.line
-        raw, lean = RawCommits(folder / "raw.db", line), RawCommits(folder / "lean.db", line)
+        record = store.append_all(KEY, COLLECTIVE, drafts(0, 1, neighbours=2), now_ms=1)[0]
+        raw, lean = RawCommits(folder / "raw.db", record), RawCommits(folder / "lean.db", record)
 
         def announced(draft: Draft) -> None:
             told.append_all(KEY, COLLECTIVE, [draft], now_ms=1)

@@ -9,11 +9,13 @@ bytes of a release, size of the cut, processor time of an entry, and what stays 
 records are left out.
 
     python benchmarks/bench_scale.py [--swarm N ...] [--ring N ...] [--full N ...] [--ledger N ...] [--json FILE]
+    python benchmarks/bench_scale.py --report swarm/simulation.json    (swarms that `fishernet simulate` ran)
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 import tracemalloc
@@ -41,6 +43,9 @@ def main() -> int:
     parser.add_argument("--ring", type=int, nargs="*", default=[16, 64, 256], metavar="N")
     parser.add_argument("--full", type=int, nargs="*", default=[16, 64], metavar="N")
     parser.add_argument("--ledger", type=int, nargs="*", default=[64, 128, 256, 512], metavar="N")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="take the swarms from this report instead of running them"
+    )
     chosen = parser.parse_args()
     figures = [*swarm(chosen), *ledger(chosen.ledger)]
     return finish(figures, chosen, began=began)
@@ -48,10 +53,11 @@ def main() -> int:
 
 def swarm(chosen: argparse.Namespace) -> list[Figure]:
     """The simulated swarms, one row each."""
-    made = []
-    for topology, sizes in (("neighbours", chosen.swarm), ("ring", chosen.ring), ("full", chosen.full)):
-        if sizes:
-            made.append(spread.simulate(_config(topology, sizes)))
+    wanted = (("neighbours", chosen.swarm), ("ring", chosen.ring), ("full", chosen.full))
+    if chosen.report is not None:
+        made = [json.loads(chosen.report.read_text())]
+    else:
+        made = [spread.simulate(_config(topology, sizes)) for topology, sizes in wanted if sizes]
     rows, ours = [], {}
     for report in made:
         burst = report["config"]["swarm"]["burst"]

@@ -24,7 +24,7 @@ import psutil
 
 from contrib import updates
 from ledger import charter as charters
-from ledger import events
+from ledger import charter_reading, events
 from ledger.charter import Charter, collective_id
 from ledger.store import Store
 from node import config
@@ -206,7 +206,7 @@ def charter_of(nodes: Sequence[Node]) -> Charter:
     """A charter in which all of them contribute; updates have the form of the preset for local networks."""
     density, bits = PRESETS["lan"]
     seats = [charters.Member(id=n.member, name=n.home.path.name, role="contributor") for n in nodes]
-    return charters.parse(
+    return charter_reading.parse(
         Charter(
             name="swarm",
             nonce=digest(os.urandom(32)),

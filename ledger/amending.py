@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Final
 
 from ledger import forgetting, succession
-from ledger.charter import Charter, Former, Member, default_faults, parse, read_member
+from ledger.charter import Charter, Former, Member, default_faults
+from ledger.charter_reading import parse, read_member
 from ledger.errors import BadCharter
 from protocol.canon import Json
 from protocol.ids import MemberId, as_hex

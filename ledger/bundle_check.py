@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from ledger import charter as charters
-from ledger import checkpoint, cuts, entry, events
+from ledger import charter_reading, checkpoint, cuts, entry, events
 from ledger.amending import amended
 from ledger.bundle import DOMAIN, Bundle, FeedProof
 from ledger.bundle_logs import Decided, Logs, no, owner
@@ -136,7 +136,7 @@ class _Check:
     def _decisions(self) -> list[Decided]:
         """Each decision has a quorum under the charter that the amendments before it lead to, from the genesis on."""
         genesis, first = self._read(self.bundle.genesis, events.Genesis)
-        charter = charters.parse(dict(genesis.charter))
+        charter = charter_reading.parse(dict(genesis.charter))
         if charters.collective_id(charter) != self.bundle.collective or first.header.seq != 0:
             no("the genesis charter is not that of this collective")
         if charter.member(first.header.member) is None or any(m.was for m in charter.members):

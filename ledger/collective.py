@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ledger import charter as charters
-from ledger import cuts, events, forks, succession
+from ledger import charter_reading, cuts, events, forks, succession
 from ledger.amending import amended
 from ledger.charter import Charter
 from ledger.cuts import Amendment
@@ -139,7 +139,7 @@ class Collective(Standing):
             self.double_votes.append(double)
 
     def _found(self, source: Source, event: events.Genesis) -> None:
-        genesis = charters.parse(dict(event.charter))
+        genesis = charter_reading.parse(dict(event.charter))
         if charters.collective_id(genesis) != self.id or source.seq != 0:
             raise BadEvent("couldn't take genesis: its digest is not the collective id, or it is not the first entry")
         if genesis.member(source.member) is None or any(m.was for m in genesis.members):

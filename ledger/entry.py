@@ -37,7 +37,12 @@ _AFTER_HEADER: Final = len(b',"s":""}') + 88  # a signature is 88 base64 digits
 _MEMBER: Final = attrgetter("member")
 # The header as its keys sort, and a language of lines in which every line is canonical. What it does not match may still be
 # an entry (a number of 16 digits): then the JSON reader decides. Matching takes a tenth of the time of reading JSON.
-HEX, NUMBER, KIND, BASE64 = "[0-9a-f]{64}", "(?:0|[1-9][0-9]{0,14})", "[a-z][a-z0-9._-]{0,63}", "[A-Za-z0-9+/]{85}[AQgw]=="
+HEX, NUMBER, KIND, BASE64 = (
+    "[0-9a-f]{64}",
+    "(?:0|[1-9][0-9]{0,14})",
+    "[a-z][a-z0-9._-]{0,63}",
+    "[A-Za-z0-9+/]{85}[AQgw]==",
+)
 _SEEN_ROW = rf'\["{HEX}",{NUMBER},"{HEX}"\]'
 SEEN = rf"(?:{_SEEN_ROW}(?:,{_SEEN_ROW}){{0,{MAX_SEEN - 1}}})?"
 PLAIN: Final = re.compile(
@@ -255,10 +260,12 @@ def _holds(header: Header) -> bool:
     """Whether the fields of a plain header fit together."""
     if (header.seq == 0) != (header.prev == ZERO):
         return False
-    seen = header.seen
-    return not seen or (
-        all(a.member < b.member for a, b in pairwise(seen)) and all(head.member != header.member for head in seen)
-    )
+    before = ""
+    for head in header.seen:
+        if head.member <= before or head.member == header.member:
+            return False
+        before = head.member
+    return True
 
 
 def _plain_seen(rows: str) -> tuple[Seen, ...]:

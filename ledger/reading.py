@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Final
 
 from sqlite_utils import Database
@@ -31,6 +32,7 @@ _HEADS: Final = (
     "SELECT size, root, signature FROM heads JOIN feeds ON id = feed"
     " WHERE collective = ? AND member = ? AND size > ? AND size <= ?"
 )
+_BODY_TYPES: Final = {bytes, NoneType}  # there are none when a body was withheld or erased
 _RANGE: Final = "FROM entries WHERE place >= ?1 + ?2 AND place < ?1 + (1 << 40) ORDER BY place LIMIT ?3"
 _LINES: Final = f"SELECT place - ?1, line, leaf {_RANGE}"
 _LINES_AND_BODIES: Final = f"SELECT place - ?1, line, leaf, salt, data {_RANGE}"
@@ -190,7 +192,7 @@ class Reader:
         """
         feed, start = self._feed(collective, member), 0
         sql = _LINES_AND_BODIES if bodies else _LINES
-        while feed is not None and (rows := self._rows(sql, place_of(feed, 0), start, LINES)):
+        while feed is not None and (rows := self._entries(sql, feed, start, LINES)):
             yield rows
             start = rows[-1][0] + 1
 
@@ -233,13 +235,26 @@ class Reader:
         except sqlite3.Error as e:
             raise meaning(e, "read ledger") from e
 
+    def _entries(self, sql: str, feed: int, start: int, limit: int) -> list[tuple[Any, ...]]:
+        """Rows of one feed from entry `start` on.
+
+        Raises:
+            StoreBroken: a column is not what the table says: one flipped bit of the file makes text or nothing of a blob.
+        """
+        rows = self._rows(sql, place_of(feed, 0), start, limit)
+        kinds = {type(row[1]) for row in rows} | {type(row[2]) for row in rows}
+        bodies = {type(value) for row in rows for value in row[3:]} if rows and len(rows[0]) > 3 else set()
+        if rows and (kinds != {bytes} or not bodies <= _BODY_TYPES):
+            raise StoreBroken(f"couldn't read ledger: an entry from {start} on has a column of the wrong type")
+        return rows
+
     def _raw(self, collective: CollectiveId, member: MemberId, start: int, limit: int) -> list[StoredRow]:
         feed = self._feed(collective, member)
         if feed is None:
             return []
         return [
             StoredRow(seq=seq, line=line, leaf=leaf, body=None if salt is None else Body(salt=salt, data=data))
-            for seq, line, leaf, salt, data in self._rows(_LINES_AND_BODIES, place_of(feed, 0), start, limit)
+            for seq, line, leaf, salt, data in self._entries(_LINES_AND_BODIES, feed, start, limit)
         ]
 
     def _feed(self, collective: CollectiveId, member: MemberId) -> int | None:

@@ -43,19 +43,19 @@ def follow(
     """The leaf hashes of `rows` when they are the entries from `start` on after leaf `prev`; None when one is not plain.
 
     Each line is plain (see `entry`, so canonical), of this feed, in its place, chained to the one before, small
-    enough, and its stored leaf hash is right. Columns are compared whole, which takes a third of the time of a pattern a line.
+    enough, and its stored leaf hash is right. Columns are compared whole, in two thirds of the time of a pattern for each line.
     """
     if (start == 0) != (prev == ZERO):
         return None
-    seqs, lines, stored, *_ = zip(*rows, strict=True)
-    count, widths = len(rows), [len(line) for line in lines]
-    if min(widths) < _PREV.stop + _END or max(widths) > MAX_LINE or seqs != tuple(range(start, start + count)):
+    lines, seqs, count = [row[1] for row in rows], range(start, start + len(rows)), len(rows)
+    widths = [len(line) for line in lines]
+    if min(widths) < _PREV.stop + _END or max(widths) > MAX_LINE or [row[0] for row in rows] != list(seqs):
         return None
     sha = hashlib.sha256
     leaves = [sha(b"\x00" + line).digest() for line in lines]
     names = f'","collective":"{collective}","member":"{member}","prev":"'.encode("ascii")
     if (
-        list(stored) != leaves
+        [row[2] for row in rows] != leaves
         or b"".join([line[: _BODY.start] for line in lines]) != _OPENING * count
         or b"".join([line[_BODY] for line in lines]).translate(None, _HEX_DIGITS)
         or b"".join([line[_NAMES] for line in lines]) != names * count
@@ -67,12 +67,12 @@ def follow(
     found = _MIDDLES.findall(middles)
     if len(found) != count or middles.count(b"\n") != count - 1:  # each matched a line of its own, so all of them match
         return None
-    places = [b"%s%d" % (_SEQ, seq) for seq in seqs]
-    if found == places:  # nobody has seen anybody
+    places = [f'],"seq":{seq}' for seq in seqs]
+    if b"\n".join(found) == "\n".join(places).encode("ascii"):  # none has seen anything
         return leaves
     for text, place in zip(found, places, strict=True):
-        seen = text[: -len(place)]
-        if not text.endswith(place) or (seen and not _lawful(seen, member)):
+        seen, middle, number = text.rpartition(_SEQ)
+        if middle + number != place.encode("ascii") or (seen and not _lawful(seen, member)):
             return None
     return leaves
 

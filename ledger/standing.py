@@ -12,7 +12,8 @@ from typing import Self
 
 from ledger import events, forgetting
 from ledger.amending import amended
-from ledger.charter import MAX_WAS, Charter, Member
+from ledger.charter import Charter, Member
+from ledger.charter_reading import MAX_WAS
 from ledger.cuts import Amendment, Cut, Place
 from ledger.errors import BadCharter
 from ledger.facts import Asked, Contribution, Decision, Flaw

@@ -97,8 +97,8 @@ class GrowingTree:
 
     def copy(self) -> GrowingTree:
         """An independent tree with the same leaves."""
-        other = GrowingTree()
-        other._upper, other._tail = self._upper, self._tail
+        other = GrowingTree.__new__(GrowingTree)  # an append makes a copy: none of the parts of a new tree are wanted
+        other._upper, other._tail, other._lower = self._upper, self._tail, None
         return other
 
 
@@ -228,7 +228,8 @@ def _tiles(leaves: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
     sha, row, levels = hashlib.sha256, leaves, list[bytes]()
     for _ in range(LEVELS):
         levels.append(b"".join(row))
-        row = [sha(b"\x01" + row[n] + row[n + 1]).digest() for n in range(0, len(row), 2)]
+        one = iter(row)
+        row = [sha(b"\x01" + left + right).digest() for left, right in zip(one, one, strict=True)]
     tiles = []
     for number in range(len(row)):
         parts = []

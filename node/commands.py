@@ -25,6 +25,7 @@ from node.collective.seat import Seat, now_ms
 from node.data import carrying, curating, erasing, granting, residual, taking
 from node.errors import DaemonDown, NoCollective, NotAllowed
 from node.home import Home
+from node.ports import Running
 from node.session import Session
 from protocol.canon import Json
 from protocol.errors import Refused
@@ -215,35 +216,32 @@ async def _log(session: Session, args: Args) -> Json:
 
 
 async def _train(session: Session, args: Args) -> Json:
-    if session.daemon is None:
-        raise DaemonDown("couldn't train: no daemon runs", hint="fishernet up")
     steps = args.get("steps")
-    return await session.daemon.train_now(steps if isinstance(steps, int) else None)
+    return await _running(session, "train").train_now(steps if isinstance(steps, int) else None)
 
 
 async def _measure(session: Session, _args: Args) -> Json:
-    if session.daemon is None:
-        raise DaemonDown("couldn't measure: no daemon runs", hint="fishernet up")
-    return await session.daemon.measure()
+    return await _running(session, "measure").measure()
 
 
 async def _reload(session: Session, _args: Args) -> Json:
-    if session.daemon is None:
-        raise DaemonDown("couldn't reload: no daemon runs", hint="it reads node.toml when it starts: fishernet up")
-    return session.daemon.reload()
+    return _running(session, "reload", hint="it reads node.toml when it starts: fishernet up").reload()
 
 
 async def _look(session: Session, _args: Args) -> Json:
-    if session.daemon is None:
-        raise DaemonDown("couldn't ask members: no daemon runs", hint="fishernet up")
-    return await session.daemon.look()
+    return await _running(session, "ask members").look()
 
 
 async def _restart(session: Session, _args: Args) -> Json:
-    if session.daemon is None:
-        raise DaemonDown("couldn't restart: no daemon runs", hint="fishernet up")
-    session.daemon.restart()
+    _running(session, "restart").restart()
     return {"restarts": True}
+
+
+def _running(session: Session, verb: str, *, hint: str = "fishernet up") -> Running:
+    """The daemon that works on this home (raises DaemonDown where none does)."""
+    if session.daemon is None:
+        raise DaemonDown(f"couldn't {verb}: no daemon runs", hint=hint)
+    return session.daemon
 
 
 def _audit(home: Home, args: Args) -> Json:

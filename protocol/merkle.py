@@ -139,7 +139,9 @@ def inclusion(index: int, size: int, nodes: Nodes) -> list[bytes]:
     """
     if not 0 <= index < size:
         raise BadProof(f"couldn't prove inclusion: leaf {index} is not one of {size}")
-    edge = (index ^ size - 1).bit_length()  # from this level on the leaf lies under the last node, which has no right sibling
+    edge = (
+        index ^ size - 1
+    ).bit_length()  # from this level on the leaf lies under the last node, which has no right sibling
     places, ragged, place = list[Place](), list[Place](), index
     for level in range(edge):
         places.append((level, place ^ 1))

@@ -84,8 +84,8 @@ class BlobRequest:
 class ChangesRequest:
     """Which heads have changed since you gave me the token `since`?
 
-    For one who does not know the token: `have` are the fingerprints of my own heads (264 bytes; empty: I hold none), so that
-    only buckets that differ need to be sent.
+    `have` are the fingerprints of my own heads (264 bytes), so that only heads in buckets that differ need to be sent; empty: I
+    hold none, or with a token, nothing has changed here since I got it.
     """
 
     collective: CollectiveId
@@ -161,14 +161,7 @@ class HaveRequest:
 
 
 Request: TypeAlias = (
-    HeadsRequest
-    | FeedRequest
-    | BlobRequest
-    | ChangesRequest
-    | RangeRequest
-    | FollowRequest
-    | PartRequest
-    | HaveRequest
+    HeadsRequest | FeedRequest | BlobRequest | ChangesRequest | RangeRequest | FollowRequest | PartRequest | HaveRequest
 )
 
 KINDS: dict[str, type[Request]] = {

@@ -7,21 +7,14 @@ from typing import Any
 
 import click
 
-from node.cli.options import accepts_common, here, printable
+from node.cli.options import accepts_common, here, printable, reads_folder
 
 _WORST = 8  # modules that are shown to people; --json has them all
 
 
 @click.command()
 @click.argument("release", metavar="[RELEASE]", default="latest")
-@click.option(
-    "--from",
-    "folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="A folder with ledger.db and blobs/, as observe --into leaves it.  [default: the home]",
-)
-@click.option("--collective", metavar="ID", help="Which one, where the folder holds several.")
+@reads_folder
 @accepts_common
 def conflicts(release: str, folder: Path | None, collective: str | None) -> int:
     """Show where the members of RELEASE (latest, release-3, 3, or a digest) pull in different directions.

@@ -112,6 +112,19 @@ def accepts_common(function: F) -> F:
     return function
 
 
+def reads_folder(function: F) -> F:
+    """Give a command that reads one collective `folder` and `collective`: where from, if not from the home."""
+    which = click.option("--collective", metavar="ID", help="Which one, where the folder holds several.")
+    where = click.option(
+        "--from",
+        "folder",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        metavar="FOLDER",
+        help="A folder with ledger.db and blobs/, as observe --into leaves it.  [default: the home]",
+    )
+    return where(which(function))
+
+
 def wants_json(arguments: Sequence[str]) -> bool:
     """Whether errors are wanted as JSON; known before the line is parsed, because that may fail too."""
     return "--json" in _options(arguments)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from node.cli.options import accepts_common, here, printable
+from node.cli.options import accepts_common, here, printable, reads_folder
 from protocol.canon import Json
 
 _SIGNS = {True: "ok", False: "WRONG", None: "could not check"}
@@ -15,14 +15,7 @@ _SIGNS = {True: "ok", False: "WRONG", None: "could not check"}
 
 @click.command()
 @click.argument("release", metavar="RELEASE")
-@click.option(
-    "--from",
-    "folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="A folder with ledger.db and blobs/, as observe --into leaves it.  [default: the home]",
-)
-@click.option("--collective", metavar="ID", help="Which one, where the folder holds several.")
+@reads_folder
 @click.option(
     "--log", "log_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the replay log."
 )

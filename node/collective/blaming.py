@@ -3,13 +3,14 @@
     bearings of all registers (public, free) -> suspects -> their leave-one-out losses, all in one measurement
       -> named by `contrib.influence`; more members than the budget allows are left out in halves first
 
-A member is left out with everything it has in the epoch, so harm that comes slowly adds up, and everything it has is
-named. Knows no votes. Invariant: never ourselves, and nobody whom our own losses do not speak against.
+A member is left out with everything it has in the epoch, so harm that comes slowly adds up. What it has that was released
+is named with the rest unless that costs this voter: the others have learnt on top of it. Knows no votes. Invariant: never ourselves, and nobody whom our own losses do not speak against.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 
 from contrib import influence
@@ -53,7 +54,21 @@ class Blame:
         names = influence.named(measured, found, self._tolerance)
         if worse and not names:
             names = await self._alone(covered, suspects, losses)
-        return tuple(Objection(event=c.event, reason=HARMS) for member in names for c in covered[member])
+        blamed = await self._blamed(covered, names)
+        return tuple(Objection(event=c.event, reason=HARMS) for member in names for c in blamed[member])
+
+    async def _blamed(
+        self, covered: Mapping[MemberId, Sequence[Contribution]], names: Sequence[MemberId]
+    ) -> Mapping[MemberId, Sequence[Contribution]]:
+        """What to name of each member: everything, or only what is pending where our losses are lower with the rest left in."""
+        pending = set(self._seat.fold.pending())
+        fresh = {m: [c for c in covered[m] if c in pending] for m in names}
+        old = {m: [c for c in covered[m] if c not in pending] for m in names}
+        if not any(old.values()):
+            return fresh
+        others = {m: taken for m, taken in covered.items() if m not in fresh}
+        nats = await self._losses({"none": self._merged(others), "old": self._merged(others | old)})
+        return fresh if nats.get("old", math.inf) < nats.get("none", math.inf) else covered
 
     def _bearings(
         self, covered: Mapping[MemberId, Sequence[Contribution]], candidate: Model

@@ -11,6 +11,7 @@ from contrib import adapters, recipes, updates
 from contrib.errors import MergeRefused
 from contrib.models import Model
 from ledger import charter as charters
+from ledger import charter_reading
 from ledger.amending import amended
 from ledger.charter import Adapter, Base, Charter, Gate, Member, Release, Update, Witness
 from node.errors import NotAllowed
@@ -69,7 +70,7 @@ def draft(args: Mapping[str, Json], model: Model, founder: Member) -> Charter:
         members=members,
         faults=_int(args, "faults", charters.default_faults(voters)),
     )
-    return charters.parse(charter.to_json())
+    return charter_reading.parse(charter.to_json())
 
 
 def changes(charter: Charter, args: Mapping[str, Json]) -> list[dict[str, Json]]:

@@ -134,9 +134,9 @@ class Judge:
         )
 
     def _comparable(self, before: Cut, cut: Cut) -> Model | Missing:
-        """The release before, without what `cut` leaves out on request: a loss that forgetting costs is nobody's fault."""
+        """The release before, without what `cut` leaves out of it: what that costs is no fault of who is new in `cut`."""
         fold = self._seat.fold
-        gone = {x.event for x in cut.excluded if x.reason in {rules.ERASED, rules.FORGOTTEN}}
+        gone = {x.event for x in cut.excluded}
         kept = [c for taken in fold.in_cut(before).values() for c in taken if c.event not in gone]
         return self._replay.merge(fold.charter_at(before.place.height), kept, before.place.height)
 
@@ -224,7 +224,8 @@ def draft(seat: Seat, replay: Replay) -> Cut | Amendment:
     excluded = {x.event: x for x in (previous.excluded if previous else ())}
     fresh, allowance = {c.event for c in fold.pending()}, Allowance(fold)
     for refusal in sorted(rules.refused(fold, covered), key=lambda x: x.event not in fresh):
-        if allowance.proves(refusal):  # what is new has its room; what was released before may have to wait for an epoch
+        # What is new was admitted when it was `held`; for what was released before there may be no room in this epoch.
+        if allowance.admits(fold.sources[refusal.event].member, refusal):
             excluded[refusal.event] = refusal
     for event, exclusion in rules.owed(fold, place).items():
         excluded.setdefault(event, exclusion)

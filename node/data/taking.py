@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from ledger import charter as charters
-from ledger import events
+from ledger import charter_reading, events
 from ledger.collective import Contribution
 from ledger.entry import Record
 from ledger.errors import FeedFrozen, ForkSeen
@@ -263,7 +263,7 @@ def _founds(collective: CollectiveId, member: MemberId, records: Sequence[Record
     if first is None or not genesis or first.body is None:
         raise Refused("couldn't take feed: the charter is not here yet, and this feed does not begin with it")
     event = events.parse(events.Genesis.TYPE, first.body.value())
-    charter = charters.parse(dict(event.charter)) if isinstance(event, events.Genesis) else None
+    charter = charter_reading.parse(dict(event.charter)) if isinstance(event, events.Genesis) else None
     if charter is None or charters.collective_id(charter) != collective or charter.member(member) is None:
         raise Refused("couldn't take feed: its charter is not that of the collective")
 

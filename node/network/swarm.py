@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 MAX_ANNOUNCEMENT = 8 * 1024
 _TROUBLE = (FishernetError, OSError, EOFError)  # a TimeoutError is an OSError
-_SERVE_S, _HALT_S = 600.0, 0.4
+_SERVE_S, _HALT_S = 600.0, 0.8
 
 
 class Swarm:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from ledger.charter import MAX_MEMBERS
+from ledger.charter_reading import MAX_MEMBERS
 from node.config import literal, nearest, read_text
 from node.errors import ConfigError
 

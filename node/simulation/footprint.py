@@ -1,7 +1,7 @@
 """How much memory the sync of one simulated node holds: its own objects, walked from the sync down.
 
-What all nodes of the process share (entries, heads, keys, identifiers, the loop, the links and streams) is left out: a node of its own
-keeps entries and heads in its database. Knows no measure but `sys.getsizeof`. Invariant: an object is counted once.
+What all nodes of the process share (entries, heads, keys, identifiers, the loop, links and streams) is left out: a node of its
+own keeps entries and heads in its database. Knows no measure but `sys.getsizeof`. Invariant: an object is counted once.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from contrib import models
 from contrib.adapters import AdapterSpec, layout
 from contrib.datasets import DatasetSummary
 from ledger import charter as charters
-from ledger import events
+from ledger import charter_reading, events
 from ledger.charter import Adapter, Base, Charter, Gate, Release, Update
 from ledger.events.grants import ACTIONS
 from node.data.permits import PURPOSE
@@ -163,7 +163,7 @@ def _charter(
         members=tuple(seats),
         faults=charters.default_faults(len(seats)) if c.faults < 0 else c.faults,
     )
-    return charters.parse(charter.to_json())
+    return charter_reading.parse(charter.to_json())
 
 
 def _members(config: SimulationConfig, folder: Path, signing: list[SigningKey], kit: Kit) -> tuple[Member, ...]:

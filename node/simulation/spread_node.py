@@ -11,11 +11,12 @@ import hashlib
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ledger.entry import Record
 from node.simulation.ether import Ether
-from node.simulation.footprint import footprint
 from node.simulation.feeds import Archive, MemoryBlobs
+from node.simulation.footprint import footprint
 from node.simulation.heads import HeadedStore, Roots
 from node.syncing.neighbours import Neighbours
 from node.syncing.sync import Sync, SyncRules
@@ -23,7 +24,6 @@ from protocol import binding as bindings
 from protocol.canon import Json
 from protocol.ids import CollectiveId, MemberId, PeerId, digest
 from protocol.keys import SigningKey, member_id
-from protocol.wire import FeedPage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,10 @@ class SwarmNode:
             collective=all_.collective,
             binding=identity.binding,
             rules=SyncRules(
-                allowed=lambda member: member in all_.members, on_records=self._took, peers=lambda: all_.bound
+                allowed=lambda member: member in all_.members,
+                on_records=self._took,
+                peers=lambda: all_.bound,
+                follows=True,
             ),
             heads_every_s=heads_every_s,
             clock=self.port.loop.time,
@@ -143,16 +146,15 @@ class SwarmNode:
             neighbours=neighbours,
         )
         self.store.sign_with(identity.key, all_.collective)
-        self._pages: dict[MemberId, PeerId] = {}  # feed -> who sent the last page of it
-        asker = self.sync._asker
-        page = asker.page
+        self._pages: dict[MemberId, PeerId] = {}  # feed -> who sent the page that is taken now
+        feeds = self.sync._feeds
+        took = feeds._took
 
-        async def traced(peer: PeerId, member: MemberId, start: int) -> FeedPage:
-            got = await page(peer, member, start)
+        async def traced(answer: Any, peer: PeerId, member: MemberId, *more: Any) -> bool:
             self._pages[member] = peer
-            return got
+            return await took(answer, peer, member, *more)
 
-        vars(asker)["page"] = traced  # to see the way that a page takes; nothing else is changed
+        vars(feeds)["_took"] = traced  # to see the way that a page takes; nothing else is changed
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:

@@ -32,7 +32,7 @@ class BlobStore:
 
     def __init__(self, folder: Path) -> None:
         """Open the folder (made when missing) and clear what a crash left behind."""
-        self._folder = folder
+        self._folder, self._prefix = folder, f"{folder}{os.sep}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for stale in folder.glob(".*.tmp"):
             stale.unlink(missing_ok=True)
@@ -48,7 +48,9 @@ class BlobStore:
 
     def has(self, name: Digest) -> bool:
         """Whether the blob is here."""
-        return self.path(name).is_file()
+        return os.path.isfile(
+            f"{self._prefix}{as_hex(name, 'blob digest')}"
+        )  # asked all the time: a Path costs five times that
 
     def size(self, name: Digest) -> int | None:
         """Its bytes; None when it is not here."""

@@ -82,9 +82,9 @@ class Feed:
     target: int = 0
     frozen: bool = False
     pulled: bool = False
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    news: asyncio.Event | None = None  # of the task that pulls it
     claims: dict[PeerId, int] = field(default_factory=dict)
-    grown: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, when entries came
+    grown: asyncio.Event | None = None  # of those who wait for entries
     waiting: set[MemberId] = field(default_factory=set)  # who waits at our desk for what is coming
     following: int = 0  # streams on which its author sends us what is new
     pushed: int = 0  # up to which entry it has sent, while that is being stored
@@ -173,14 +173,15 @@ class Feeds:
     def wake(self) -> None:
         """Somebody came: look again who may have what is missing."""
         for feed in self._feeds.values():
-            if feed.pulled:
+            if feed.news is not None:
                 feed.news.set()
 
     def reach_for(self, member: MemberId, size: int) -> None:
         """The feed has `size` entries at least: pull them."""
         feed = self.of(member)
         feed.target = max(feed.target, size)
-        feed.news.set()
+        if feed.news is not None:
+            feed.news.set()
         self._begin(member)
 
     async def learn(self, head: Head, peer: PeerId) -> None:
@@ -213,7 +214,7 @@ class Feeds:
         try:
             async with asyncio.timeout(_COMING_S):
                 while self.size(member) <= start and feed.pulled:
-                    await feed.grown.wait()
+                    await _growth(feed)
         except TimeoutError:
             pass
         finally:
@@ -230,6 +231,7 @@ class Feeds:
     async def _pull(self, member: MemberId, feed: Feed) -> None:
         """Until the feed is level; then the task ends."""
         wait = 0.1
+        news = feed.news = asyncio.Event()
         try:
             if feed.following:
                 await self._pushed(member, feed)
@@ -237,19 +239,19 @@ class Feeds:
                 if member != self._parts.me and self._parts.rules.room(member) <= 0:
                     await asyncio.sleep(_NO_ROOM_S)
                     continue
-                feed.news.clear()
+                news.clear()
                 peers = self._candidates(member, feed)
                 if peers and await self._pull_page(peers, member, feed):
                     wait = 0.1
                 elif not peers:
                     try:
                         async with asyncio.timeout(wait):
-                            await feed.news.wait()
+                            await news.wait()
                             wait = 0.1
                     except TimeoutError:
                         wait = min(wait * 2, _LONGEST_WAIT_S)
         finally:
-            feed.pulled = False
+            feed.pulled, feed.news = False, None
             _ring(feed)
 
     async def _pushed(self, member: MemberId, feed: Feed) -> None:
@@ -257,7 +259,7 @@ class Feeds:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PUSHED_S):
                 while feed.following and feed.target > self.size(member):
-                    await feed.grown.wait()
+                    await _growth(feed)
 
     def _candidates(self, member: MemberId, feed: Feed) -> list[PeerId]:
         """Whom to ask, best first: who claims more than we hold, the quick, the author, then the nearest to it."""
@@ -406,9 +408,17 @@ class Feeds:
         return fresh
 
 
+async def _growth(feed: Feed) -> None:
+    """Wait until entries came, or nobody pulls the feed any more."""
+    if feed.grown is None:
+        feed.grown = asyncio.Event()
+    await feed.grown.wait()
+
+
 def _ring(feed: Feed) -> None:
-    feed.grown.set()
-    feed.grown = asyncio.Event()
+    if feed.grown is not None:
+        feed.grown.set()
+        feed.grown = None
 
 
 def _weight(record: Record) -> int:

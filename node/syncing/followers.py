@@ -10,7 +10,6 @@ it is asked anew whether the follower may have it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager
 from typing import Final
@@ -24,21 +23,38 @@ from protocol.ids import MemberId, PeerId
 QUIET_S: Final = 60.0
 TAKING_S: Final = 30.0  # how long a follower may take to store a page, and be silent beyond that
 _KEPT_S: Final = 0.5
+_EARLY_S: Final = 0.01  # an alarm may come a little before its time
 
 Page = Callable[[int, int], Awaitable[bytes]]
 """The answer with the entries of our own feed from a number on, and with blobs of at most so many bytes."""
 
 
 class _Follower:
-    """One peer that waits for entries from `start` on, or (not `waits`) takes what it was sent."""
+    """One peer that waits for entries from `start` on, or (not `waits`) takes what it was sent; quiet: nothing came for long."""
 
-    __slots__ = ("member", "news", "replaced", "start", "waits")
+    __slots__ = ("alarm", "member", "news", "quiet", "replaced", "start", "told_at", "waits")
 
     def __init__(self, member: MemberId, start: int) -> None:
         self.member, self.start = member, start
-        self.waits, self.replaced = True, False
+        self.waits, self.replaced, self.quiet = True, False, False
         self.news = asyncio.Event()
         self.news.set()  # it may be behind already
+        loop = asyncio.get_running_loop()
+        self.told_at = loop.time()
+        self.alarm = loop.call_later(QUIET_S, self._ring)
+
+    def told(self) -> None:
+        """It is being sent something."""
+        self.waits = self.quiet = False
+        self.told_at = asyncio.get_running_loop().time()
+
+    def _ring(self) -> None:
+        """One alarm for all pages: most of them come long before it."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self.told_at + QUIET_S - _EARLY_S:
+            self.quiet, self.told_at = True, loop.time()
+            self.news.set()
+        self.alarm = loop.call_at(self.told_at + QUIET_S, self._ring)
 
 
 class Followers:
@@ -89,12 +105,13 @@ class Followers:
         hearing = asyncio.ensure_future(self._hear(stream, follower))
         try:
             while not (hearing.done() or follower.replaced):
-                quiet = await self._quiet(follower)
+                await follower.news.wait()
+                follower.news.clear()
                 if hearing.done() or follower.replaced or not follower.waits:
                     continue
-                if quiet or self._length() > follower.start:
+                if follower.quiet or self._length() > follower.start:
                     answer = await self._answer(follower.start, min(attach, allowed()))
-                    follower.waits = False
+                    follower.told()
                     with self._hold(stream.peer, len(answer)):
                         await stream.write(answer)
                     self.sent += 1
@@ -102,11 +119,13 @@ class Followers:
                 await hearing
             raise StreamEnded(f"couldn't go on telling {stream.peer[-6:]}: it follows on another stream")
         finally:
+            follower.alarm.cancel()
             hearing.cancel()
             if self._open.get(stream.peer) is follower:
                 del self._open[stream.peer]
-            with contextlib.suppress(asyncio.CancelledError, Exception):  # it was raised above, or comes too late
-                await hearing
+            await asyncio.wait({hearing})
+            if not hearing.cancelled():
+                hearing.exception()  # it was raised above, or comes too late
 
     async def _hear(self, stream: Stream, follower: _Follower) -> None:
         """Read what the follower says, or that it is gone."""
@@ -117,20 +136,10 @@ class Followers:
                     raise Malformed("couldn't serve follower: it goes on before it was answered")
                 self._spend(stream.peer)
                 follower.start, follower.waits = start, True
-                follower.news.set()
+                if follower.quiet or self._length() > start:
+                    follower.news.set()
         finally:
             follower.news.set()
-
-    @staticmethod
-    async def _quiet(follower: _Follower) -> bool:
-        """Wait for news; True when there are none for long."""
-        try:
-            async with asyncio.timeout(QUIET_S):
-                await follower.news.wait()
-        except TimeoutError:
-            return True
-        follower.news.clear()
-        return False
 
     async def _answer(self, start: int, attach: int) -> bytes:
         key = (start, self._length(), attach)

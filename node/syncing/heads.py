@@ -25,7 +25,7 @@ from protocol.binding import Binding
 from protocol.ids import CollectiveId, MemberId, PeerId
 
 MAX_SKIPPED: Final = 1024
-_SALT_S: Final = 5.0  # how long one salt is used
+_SALT_S: Final = 30.0  # how long one salt is used: with another one all heads are hashed again
 _ROUNDS: Final = 8  # answers in a row to one question that filled the list
 
 

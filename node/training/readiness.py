@@ -1,10 +1,10 @@
 """Whether the blobs are here from which everybody else's view is made: a run that begins without them begins a step behind.
 
-Why a newcomer needs every blob that this epoch's releases took: a register is the sum of all contributions of its member in the
-epoch, and the newest release is merged from registers, so it is made of all of them (of former epochs nothing is needed). A voter
-also looks at each again: for copies, and because nothing is called right that was not recomputed here. To train, the vector of the
-release alone would do, and its digest is decided; but no peer hands out a vector, and what is pending could not be added to it
-without the registers.
+Why a newcomer needs every blob that this epoch's releases took: a register is the sum of all contributions of its member in
+the epoch, and the newest release is merged from registers, so it is made of all of them (of former epochs nothing is needed).
+A voter also looks at each again: for copies, and because nothing is called right that was not recomputed here. To train, the
+vector of the release alone would do, and its digest is decided; but no peer hands out a vector, and what is pending could not
+be added to it without the registers.
 
 Knows no peers: somebody else fetches. Invariant: what was found whole once is not looked for again until another release is the
 newest one.

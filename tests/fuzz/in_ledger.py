@@ -17,7 +17,7 @@ from paper import Paper, charter_of, key, witness_key
 from ledger import (
     amending,
     bundle,
-    charter,
+    charter_reading,
     checkpoint,
     cosignature,
     cuts,
@@ -31,6 +31,7 @@ from ledger import (
 )
 from ledger.access import egress
 from ledger.access.book import Book
+from ledger.charter import Charter
 from ledger.entry import Body, Record
 from ledger.forks import Fork
 from node.syncing.exchange import from_wire, to_wire
@@ -297,8 +298,8 @@ def changes() -> Iterator[bytes]:
         yield canon.encode(change)
 
 
-def chartered(data: bytes) -> charter.Charter:
-    return charter.parse(canon.decode(data, max_bytes=1 << 20))
+def chartered(data: bytes) -> Charter:
+    return charter_reading.parse(canon.decode(data, max_bytes=1 << 20))
 
 
 def decided(data: bytes) -> Json:

@@ -14,7 +14,8 @@ from paper import charter_of, key
 
 from ledger import charter as charters
 from ledger.amending import amended
-from ledger.charter import Adapter, Base, Charter, Gate, Member, Release, Update, collective_id, parse
+from ledger.charter import Adapter, Base, Charter, Gate, Member, Release, Update, collective_id
+from ledger.charter_reading import ROLES, VALUE_BITS, parse
 from ledger.errors import BadCharter
 from protocol.canon import decode, encode
 from protocol.errors import BadKey, Malformed, Refused
@@ -155,7 +156,7 @@ def any_charter(draw: st.DrawFn) -> Charter:
         Member(
             id=id_,
             name=draw(NAMES),
-            role="contributor" if n == 0 else draw(st.sampled_from(charters.ROLES)),
+            role="contributor" if n == 0 else draw(st.sampled_from(ROLES)),
             weight=draw(st.integers(1, 1000)),
             organisation=draw(NAMES),
         )
@@ -176,7 +177,7 @@ def any_charter(draw: st.DrawFn) -> Charter:
         ),
         update=Update(
             density_ppm=draw(st.integers(1, 1_000_000)),
-            value_bits=draw(st.sampled_from(charters.VALUE_BITS)),
+            value_bits=draw(st.sampled_from(VALUE_BITS)),
             block=draw(st.sampled_from([16, 256, 4096])),
         ),
         recipe=draw(NAMES),

@@ -8,7 +8,7 @@ import pytest
 from crowd import Crowd
 
 from ledger import cuts
-from ledger.charter import MAX_MEMBERS
+from ledger.charter_reading import MAX_MEMBERS
 from ledger.entry import MAX_BODY, MAX_SEEN, Seen
 from ledger.mentions import Mentions
 from protocol.canon import encode

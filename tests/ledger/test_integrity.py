@@ -384,3 +384,33 @@ def test_the_audit_needs_no_torch_and_no_network() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("mode", ["full", "lines", "checkpoint"])
+@pytest.mark.parametrize("column", ["line as text", "line as nothing", "leaf", "data"])
+def test_a_bit_that_makes_another_type_of_a_column_is_a_finding_and_no_crash(
+    ledger: Path, column: str, mode: audit.Mode
+) -> None:
+    with Store.open(ledger, writer=False) as store:
+        line = store.line(COLLECTIVE, MEMBER, 9)
+    raw = bytearray(ledger.read_bytes())
+    width = 12 + 2 * len(line)  # SQLite's record format: the type of a blob; text of that length is one more
+    kind = bytes([0x80 | width >> 7, width & 0x7F])
+    at = raw.rindex(kind, 0, raw.index(line))
+    match column:
+        case "line as text":
+            raw[at + 1] ^= 1
+        case "line as nothing":
+            raw[at : at + 2] = b"\x80\x00"
+        case "leaf":
+            raw[at + 2] ^= 1
+        case "data":
+            raw[at + 4] ^= 1
+    ledger.write_bytes(raw)
+    with Store.open(ledger, writer=False) as store:
+        found = audit.integrity(store, COLLECTIVE, mode=mode)
+        assert {f.code for f in found} <= {"store-broken"}
+        assert found or (column == "data" and mode != "full")  # those modes read no bodies
+        if found:
+            with pytest.raises(StoreBroken):
+                store.records(COLLECTIVE, MEMBER)

@@ -173,11 +173,6 @@ def test_the_doctor_of_a_running_node_finds_members_clock_and_reachability_well(
     until(
         lambda: sum(each["connected"] for each in answer(node, "peer", "list")["members"]) >= others, what="connected"
     )
-    began = time.monotonic()
-    code, out, _ = typed(node, "doctor", "--json")
-    seconds = time.monotonic() - began
-    found = {each["name"]: each for each in json.loads(out)["findings"]}
-    assert code == json.loads(out)["code"] < 2, out
     well = {
         "daemon",
         "writing",
@@ -191,10 +186,21 @@ def test_the_doctor_of_a_running_node_finds_members_clock_and_reachability_well(
         "base model",
         "clock",
     }
-    assert {name: found[name]["level"] for name in well} == dict.fromkeys(well, "ok")
-    assert f"{others} members" in found["clock"]["cause"]
-    assert "reaches us at /ip4/127.0.0.1" in found["reachability"]["cause"]
-    assert all(each["cure"] for each in found.values() if each["level"] != "ok")
+
+    def examined():
+        """What a doctor found whom everybody answered in time: on a busy machine some do not, and it says so."""
+        began = time.monotonic()
+        code, out, _ = typed(node, "doctor", "--json")
+        seconds = time.monotonic() - began
+        assert code == json.loads(out)["code"], out
+        found = {each["name"]: each for each in json.loads(out)["findings"]}
+        assert all(each["cure"] for each in found.values() if each["level"] != "ok")
+        fine = {name for name, each in found.items() if each["level"] == "ok"}
+        said = {"clock": f"{others} members", "reachability": "reaches us at /ip4/127.0.0.1"}
+        answered = all(name in found and text in found[name]["cause"] for name, text in said.items())
+        return seconds if answered and code < 2 and well <= fine else 0.0
+
+    seconds = until(examined, 240, what="everything is well")
     assert seconds < 30, "a bound for a machine that does much else; measured: about two"
     assert "missing: auditor" in typed(node, "doctor")[1]
 
@@ -239,9 +245,16 @@ def test_an_old_backup_of_a_lost_node_forks_nothing_and_takes_back_nothing(line,
     line.train([node])
     line.train([node])
     line.settle()
-    before, contributed = node.own(), [body["blob"] for body in published(node)]
-    assert len(before) > made["own_size"]
     node.kill()
+    others = [each for each in line.nodes if each.running]
+
+    def known():
+        sizes = {each.fold().sizes[node.member] for each in others}
+        return sizes.pop() if len(sizes) == 1 else 0
+
+    before = node.own()[: until(known, what="the others hold the same of its feed")]  # its last word may have been lost
+    contributed = [body["blob"] for type_, body in before if type_ == "contribution.published"]
+    assert len(before) > made["own_size"]
     shutil.rmtree(node.home.path)
 
     done = answer(node, "restore", str(file))

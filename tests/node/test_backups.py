@@ -21,12 +21,14 @@ from circle import Circle, make_circle
 
 from contrib.rows import text_row
 from ledger import events
+from ledger.entry import Record
 from ledger.store import Store
 from node import session as sessions
 from node.backups import archive, making, restoring
 from node.backups.archive import Manifest
+from node.daemon import Daemon
 from node.data import recovering, residual
-from node.errors import BackupError, HomeBusy, WrongPassphrase
+from node.errors import AppendPaused, BackupError, HomeBusy, WrongPassphrase
 from node.home import Home
 from node.keys import identity
 from protocol.errors import FishernetError
@@ -330,6 +332,34 @@ def test_the_residual_of_an_old_backup_is_dropped_and_its_runs_are_not_published
         session.store.put_state(residual.STATE, b"new")
         recovering.settle(session, own_size(home))
         assert session.store.get_state(residual.STATE) == b"new", "once"
+
+
+def test_a_node_that_may_write_and_gets_own_entries_that_it_did_not_write_writes_nothing_more(
+    made: tuple[Circle, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FISHERNET_PASSPHRASE", raising=False)
+    twin, home = (copy_of(made, tmp_path / name) for name in ("twin", "home"))
+    with sessions.writing(twin, None) as session:
+        for _ in range(2):
+            session.need_seat().append(events.NodeAlive())
+        collective, me = session.need_seat().collective, session.member
+        (head,) = session.store.heads(collective, me)
+        pages = [[record] for record in session.store.records(collective, me, head.size - 2)]
+    with sessions.writing(home, None) as session:
+        seat = session.need_seat()
+
+        def taken(page: list[Record]) -> str | None:
+            recovering.receive(session, me, session.store.append_foreign(collective, me, page, head.note))
+            return seat.paused
+
+        Daemon(session)
+        assert seat.paused, "it has not asked yet how long its feed is"
+        asking = seat.paused
+        assert taken(pages[0]) == asking, "so they come back because it asked"
+        seat.pause(None)
+        assert "another node writes with this node's key" in (taken(pages[1]) or "")
+        with pytest.raises(AppendPaused):
+            seat.append(events.NodeAlive())
 
 
 def test_rows_that_were_forgotten_after_the_backup_do_not_come_back_with_it(

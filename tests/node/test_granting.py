@@ -11,7 +11,7 @@ import pytest
 from paper import charter_of, key
 
 from ledger import charter as charters
-from ledger import events
+from ledger import charter_reading, events
 from node import config
 from node.cli import run
 from node.collective.charters import Member
@@ -38,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         base = charter_of(["bob"])
         mine = Member(id=session.member, name="ada", role="contributor")
         seats = sorted((mine, *base.members), key=lambda m: m.id)
-        charter = charters.parse({**base.to_json(), "members": [_seat(m) for m in seats]})
+        charter = charter_reading.parse({**base.to_json(), "members": [_seat(m) for m in seats]})
         collective = charters.collective_id(charter)
         assert session.identity is not None
         seat = Seat(found, session.member, session.store, collective, key=session.identity.key)

@@ -85,7 +85,7 @@ async def test_a_node_whose_mirrors_are_silent_reads_and_does_not_write_until_on
             await asyncio.sleep(0.5)
             assert not asked.done()
             async with Begun(two, known=(ada.swarm.addresses()[0],)):
-                await asyncio.wait_for(asked, 20)
+                await asyncio.wait_for(asked, 90)
             assert ada.seat.paused is None
             ada.seat.append(events.NodeAlive())
 
@@ -149,7 +149,7 @@ def test_a_bundle_of_another_member_says_how_long_our_feed_is_as_a_peer_does(cir
         assert not asked.done()
         assert seat.paused is not None
         session.carried(bob, began + 60_000, len(own(session)))
-        await asyncio.wait_for(asked, 10)
+        await asyncio.wait_for(asked, 90)
         assert seat.paused is None
 
     with circle.open("ada") as session:

@@ -12,7 +12,7 @@ import pytest
 from seats import Sitter, Table
 
 from ledger import events, rules
-from ledger.charter import MAX_MEMBERS
+from ledger.charter_reading import MAX_MEMBERS
 from ledger.cuts import MAX_LIST, Amendment, Cut, Exclusion, FeedHead, Last, Place, RegisterDigest
 from ledger.entry import MAX_BODY
 from ledger.votes import Judgement

@@ -231,7 +231,7 @@ def test_every_entry_reaches_everybody_in_every_topology_and_a_newcomer_catches_
 @pytest.fixture(scope="module")
 def grown() -> tuple[dict[str, Any], dict[str, Any]]:
     """A small swarm and one of three times as many."""
-    small, large = ran(swarm={"sizes": [16, 48], "burst": 24, "idle_s": 20.0})["swarms"]
+    small, large = ran(swarm={"sizes": [12, 36], "burst": 24, "idle_s": 15.0})["swarms"]
     return small, large
 
 
@@ -246,13 +246,15 @@ def test_what_one_neighbour_has_told_is_not_told_again_by_each_of_the_others(
 def test_a_newcomer_is_told_the_heads_of_all_by_a_few_and_not_by_all_its_neighbours(
     grown: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
-    for swarm in grown:
-        assert swarm["join"]["whole"]
-        assert swarm["join"]["connections"] > 8
-        assert swarm["join"]["bytes_got"]["/fishernet/heads/2"] < 6 * swarm["members"] * 420
+    join, members = grown[1]["join"], grown[1]["members"]
+    assert join["whole"]
+    assert join["connections"] > 8
+    assert join["bytes_got"]["/fishernet/heads/2"] < 5 * members * 420
 
 
-def test_members_repeat_their_heads_the_seldomer_the_more_they_are(grown: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_members_repeat_their_heads_the_seldomer_the_more_they_are(
+    grown: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
     small, large = (swarm["idle"]["messages_by_kind"]["announce"] for swarm in grown)
     assert 0 < large < 2 * small  # of three times as many
 

@@ -42,7 +42,7 @@ async def echoes(a, b):
     return False
 
 
-async def until_echo(a, b, limit_s=20.0):
+async def until_echo(a, b, limit_s=60.0):
     deadline = time.monotonic() + limit_s
     while not await echoes(a, b):
         assert time.monotonic() < deadline, "no stream in time"
@@ -321,7 +321,7 @@ asyncio.run(main())
         pid = int(number)
         assert alive(pid)
         child.kill()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -250,7 +250,7 @@ async def test_peer_of_the_first_version_is_asked_with_it(tmp_path):
     async with Air() as air:
         a = air.node(one, members, attached=named)
         old = a.port._handlers
-        for protocol in (wire.CHANGES, wire.RANGE, wire.PART, wire.HAVE):
+        for protocol in (wire.CHANGES, wire.RANGE, wire.FOLLOW, wire.PART, wire.HAVE):
             del old[protocol]
         opened = a.port.ether.ports[one.peer]
         assert set(opened._handlers) == {wire.HEADS, wire.FEED, wire.BLOB}

@@ -150,7 +150,7 @@ def test_the_task_cosigns_what_arrives_and_beats_when_nothing_does(table: Table)
         await asyncio.sleep(0)
         ada.publish()
         table.deliver()
-        for _ in range(200):
+        for _ in range(6000):
             await asyncio.sleep(0.01)
             if bob.fold.witnesses.reached(bob.id, ada.id):
                 break
@@ -158,7 +158,7 @@ def test_the_task_cosigns_what_arrives_and_beats_when_nothing_does(table: Table)
         assert not alive(bob)
         now = 601.0
         bob.seat.receive(ada.id, [])  # anything wakes it
-        for _ in range(200):
+        for _ in range(6000):
             await asyncio.sleep(0.01)
             if alive(bob):
                 break

@@ -18,7 +18,7 @@ import second_reader
 
 from contrib import adapters, merging, recipes, row, splitting, updates
 from ledger import charter as charters
-from ledger import checkpoint, entry, events
+from ledger import charter_reading, checkpoint, entry, events
 from protocol import binding, canon, contribution, fingerprints, keys, merkle, sparse, wire
 from protocol.card import Card
 from protocol.errors import FishernetError
@@ -34,7 +34,7 @@ P = 40
 
 def charter():
     members = [charters.Member(id=MEMBERS[name], name=name, role="contributor") for name in NAMES]
-    return charters.parse(
+    return charter_reading.parse(
         charters.Charter(
             name="Vectors",
             nonce=digest(b"nonce"),
@@ -570,7 +570,7 @@ def test_frames_are_read_the_same_by_a_second_reader():
     second_reader.check(bound["transport"], "peer-binding", statement, base64.b64decode(bound["by_transport"]))
     assert bound["peer"] == second_reader.peer_id(bound["transport"])
     for data, ask in zip(
-        vector["requests"], ("heads", "feed", "blob", "changes", "part", "have", "range"), strict=True
+        vector["requests"], ("heads", "feed", "blob", "changes", "part", "have", "range", "follow"), strict=True
     ):
         (payload,) = second_reader.frames(bytes.fromhex(data))
         request = json.loads(payload)
@@ -602,5 +602,6 @@ def test_frames_are_read_the_same_by_a_second_reader():
     assert erased == b"\x00" + struct.pack(">I", len(lines[1])) + lines[1]
     (attached,) = second_reader.frames(bytes.fromhex(vector["attached"]))
     assert second_reader.frames(attached) == [b"blob", b""]
+    assert bytes.fromhex(vector["go_on"]) == struct.pack(">Q", 9)
     assert second_reader.frames(bytes.fromhex(vector["blob"])) == [b"\x00" + struct.pack(">Q", 123456)]
     assert second_reader.frames(bytes.fromhex(vector["refusal"])) == [b"\x01not-a-member"]

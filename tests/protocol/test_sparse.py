@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger.charter import VALUE_BITS
+from ledger.charter_reading import VALUE_BITS
 from protocol import grid, quantise, sparse
 from protocol.errors import Malformed
 

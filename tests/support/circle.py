@@ -13,7 +13,7 @@ import pytest
 from paper import charter_of
 
 from ledger import charter as charters
-from ledger import events, rules
+from ledger import charter_reading, events, rules
 from ledger.charter import Member
 from ledger.cuts import Amendment
 from node import config
@@ -84,7 +84,7 @@ def make_circle(folder: Path) -> Circle:
         )
     )
     whole = {**charter_of(list(NAMES)).to_json(), "members": [m.to_json() for m in members]}
-    collective = charters.collective_id(charters.parse(whole))
+    collective = charters.collective_id(charter_reading.parse(whole))
     found = Circle(homes, collective)
     for name, home in homes.items():
         config.update(home.config_file, "node", "collective", collective)

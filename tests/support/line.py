@@ -94,7 +94,7 @@ class Line:
             if not node.running:
                 node.start()
         for node in chosen:
-            until(node.ready, 90, what=f"{node.name} is ready")
+            until(node.ready, 240, what=f"{node.name} is ready")
         return self
 
     def stop(self) -> None:
@@ -121,7 +121,7 @@ class Line:
         """One run and contribution on each, side by side."""
         chosen = self.up() if nodes is None else nodes
         with ThreadPoolExecutor(len(chosen)) as pool:
-            return [job.result() for job in [pool.submit(n.call, "train.now", 90, **args) for n in chosen]]
+            return [job.result() for job in [pool.submit(n.call, "train.now", 240, **args) for n in chosen]]
 
     def release(self, nodes: Sequence[Node] | None = None) -> str:
         """Let nodes train, and wait until the next release stands at each of them; its digest."""
@@ -141,7 +141,7 @@ class Line:
             assert len({tuple(f[:count]) for f in found}) == 1, f"releases differ: {found}"
             return found[0][count - 1]
 
-        return str(until(same, 100, what=f"release {count} at {', '.join(n.name for n in chosen)}\n" + self.tails()))
+        return str(until(same, 300, what=f"release {count} at {', '.join(n.name for n in chosen)}\n" + self.tails()))
 
     def settle(self) -> None:
         """Wait until nothing is pending and every running node holds the same entries of all feeds."""
@@ -150,7 +150,7 @@ class Line:
             folds = [n.fold() for n in self.up()]
             return all(f.sizes == folds[0].sizes and not f.pending() for f in folds)
 
-        until(settled, 60, what="all nodes hold the same and nothing waits\n" + self.tails())
+        until(settled, 240, what="all nodes hold the same and nothing waits\n" + self.tails())
 
     def tails(self) -> str:
         return "\n".join(f"--- {n.name}\n{n.tail(12)}" for n in self.nodes)

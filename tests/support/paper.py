@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ledger import charter as charters
-from ledger import checkpoint, cosignature, events, keyring, rules, votes, witnesses
+from ledger import charter_reading, checkpoint, cosignature, events, keyring, rules, votes, witnesses
 from ledger.charter import Charter
 from ledger.collective import Collective
 from ledger.cuts import Amendment, Cut, RegisterDigest
@@ -50,7 +50,7 @@ def charter_of(
         key=lambda m: m.id,
     )
     voters = sum(s.votes for s in seats)
-    return charters.parse(
+    return charter_reading.parse(
         Charter(
             name="paper",
             nonce=digest(b"nonce"),

@@ -35,7 +35,7 @@ _SHARED = "In a village of La Mancha, the name of which I have no desire to call
 
 
 # -- waiting ---------------------------------------------------------------------------------------------------------
-def until(holds: Callable[[], Any], limit_s: float = 60.0, *, what: str = "", step_s: float = 0.1) -> Any:
+def until(holds: Callable[[], Any], limit_s: float = 120.0, *, what: str = "", step_s: float = 0.1) -> Any:
     """Wait for a condition and return what it gave; the test fails when it does not come true in time."""
     deadline = time.monotonic() + limit_s
     while not (found := holds()):
@@ -137,7 +137,7 @@ class Node:
             born = self.tree()
             os.kill(self.pid, signal.SIGKILL)
             self._reap(10)
-            until(lambda: not any(map(alive, born)), 10, what=f"the children of {self.name} end with it")
+            until(lambda: not any(map(alive, born)), 60, what=f"the children of {self.name} end with it")
 
     def stop(self) -> float:
         """SIGTERM; the seconds until the process had ended."""

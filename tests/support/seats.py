@@ -15,7 +15,7 @@ from paper import charter_of, key
 from contrib import updates
 from contrib.merging import model_digest
 from ledger import charter as charters
-from ledger import events
+from ledger import charter_reading, events
 from ledger.access import egress
 from ledger.charter import Charter
 from ledger.collective import Contribution
@@ -229,7 +229,7 @@ class Table:
         rules: dict[str, Any] = options.pop("rules", {})
         accounts: bool = options.pop("accounts", False)  # whether what is published was trained on granted rows
         charter = charter_of(list(names), **options)
-        charter = charters.parse({**charter.to_json(), **rules})
+        charter = charter_reading.parse({**charter.to_json(), **rules})
         self.folder, self.charter = folder, charter
         self.sitters = {n: Sitter(folder, n, charter, loss=losses.get(n)) for n in names}
         for sitter in self:
