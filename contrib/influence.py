@@ -27,16 +27,20 @@ STRAY: Final = (
     0.01  # a bearing below it agrees with nobody; that of noise lies within 0.004 of 0 (contrib/LOG.md, attackers)
 )
 OWN_SHARE: Final = 0.25  # of a voter's gain: what leaving out a member must give back before it is named
-ESTRANGED_SHARE: Final = 0.02  # the same, where the member is estranged
+DISTRUST_SHARE: Final = 0.02  # the same, where the member is distrusted
 LEAST_HARM: Final = 0.001  # nats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bearing:
-    """How a register lies among the others: `cosine` as in `bearings`, `size` its norm over the median norm."""
+    """How a register lies among the others: `cosine` as in `bearings`, `size` its norm over the median norm.
+
+    `doubted`: what its author sent last was refused, and a second try is not given the benefit of the doubt.
+    """
 
     cosine: float
     size: float
+    doubted: bool = False
 
     @property
     def opposed(self) -> bool:
@@ -49,9 +53,14 @@ class Bearing:
         return self.opposed or (self.size > OVERSIZED and self.cosine < STRAY)
 
     @property
+    def distrusted(self) -> bool:
+        """Whether little harm is enough to name its author."""
+        return self.estranged or self.doubted
+
+    @property
     def suspect(self) -> bool:
         """Whether its harm is worth measuring when nothing else is wrong."""
-        return self.opposed or self.size > OVERSIZED
+        return self.opposed or self.size > OVERSIZED or self.doubted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +70,7 @@ class Measured:
     base: float
     candidate: float
     without: Mapping[MemberId, float]
-    jointly: float | None = None  # without all estranged members
+    jointly: float | None = None  # without all distrusted members
     parent: float | None = None
 
     @property
@@ -96,6 +105,7 @@ def worst(one: Mapping[MemberId, Bearing], other: Mapping[MemberId, Bearing]) ->
         m: Bearing(
             cosine=min(b.cosine for b in (one.get(m), other.get(m)) if b is not None),
             size=max(b.size for b in (one.get(m), other.get(m)) if b is not None),
+            doubted=any(b.doubted for b in (one.get(m), other.get(m)) if b is not None),
         )
         for m in sorted({*one, *other})
     }
@@ -106,7 +116,7 @@ def _among(others: npt.NDArray[np.floating], colluders: int) -> float:
 
 
 def suspects(found: Mapping[MemberId, Bearing], of: Iterable[MemberId], *, worse: bool) -> tuple[MemberId, ...]:
-    """Whose harm to measure, most suspicious first: who points against the others or sends too much; all if it got `worse`."""
+    """Whose harm to measure, most suspicious first: who points against the others, sends too much or is doubted; all if `worse`."""
     chosen = [m for m in of if worse or found[m].suspect]
     return tuple(sorted(chosen, key=lambda m: (found[m].cosine, -found[m].size, m)))
 
@@ -115,26 +125,26 @@ def threshold(measured: Measured, bearing: Bearing, tolerance: float) -> float:
     """How much harm (nats) a voter bears from a member before it names it.
 
     Of one that points with the others: the charter's tolerance, or a quarter of the own gain if that is more, since so
-    much an honest member with foreign texts may cost. Of one that is estranged: what measuring leaves in doubt.
+    much an honest member with foreign texts may cost. Of one that is distrusted: what measuring leaves in doubt.
     """
-    if bearing.estranged:
-        return max(LEAST_HARM, ESTRANGED_SHARE * measured.gain)
+    if bearing.distrusted:
+        return max(LEAST_HARM, DISTRUST_SHARE * measured.gain)
     return max(tolerance, OWN_SHARE * measured.gain)
 
 
 def named(measured: Measured, found: Mapping[MemberId, Bearing], tolerance: float) -> tuple[MemberId, ...]:
     """Who is named by this voter, worst first.
 
-    Each whose harm is over its threshold; and, when leaving out all estranged members together wins more than their
+    Each whose harm is over its threshold; and, when leaving out all distrusted members together wins more than their
     thresholds, every one of them whose absence alone does not cost this voter more than that: colluders who send the
     same hide each other.
     """
     harm = {member: measured.candidate - loss for member, loss in measured.without.items()}
     limit = {member: threshold(measured, found[member], tolerance) for member in harm}
     guilty = {member for member in harm if harm[member] > limit[member]}
-    estranged = [member for member in harm if found[member].estranged]
-    if measured.jointly is not None and estranged:
+    distrusted = [member for member in harm if found[member].distrusted]
+    if measured.jointly is not None and distrusted:
         together = measured.candidate - measured.jointly
-        if together > sum(limit[member] for member in estranged):
-            guilty |= {member for member in estranged if harm[member] > -limit[member]}
+        if together > sum(limit[member] for member in distrusted):
+            guilty |= {member for member in distrusted if harm[member] > -limit[member]}
     return tuple(sorted(guilty, key=lambda member: (-harm[member], member)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from contrib import influence
 from contrib.influence import Bearing, Measured
@@ -83,7 +84,9 @@ class Blame:
             if given
         }
         whole = influence.bearings(candidate.registers, fold.charter.faults)
-        return influence.worst(whole, influence.bearings(fresh, fold.charter.faults))
+        found = influence.worst(whole, influence.bearings(fresh, fold.charter.faults))
+        doubted = fold.doubted()
+        return {member: replace(bearing, doubted=member in doubted) for member, bearing in found.items()}
 
     @property
     def _tolerance(self) -> float:
@@ -100,20 +103,20 @@ class Blame:
         found: Mapping[MemberId, Bearing],
         losses: Mapping[str, Loss],
     ) -> Measured:
-        """Leave out each suspect, and all estranged ones together."""
-        estranged = frozenset(m for m in suspects if found[m].estranged)
+        """Leave out each suspect, and all distrusted ones together."""
+        distrusted = frozenset(m for m in suspects if found[m].distrusted)
         groups: list[Without] = [frozenset({m}) for m in suspects]
         if len(groups) >= MAX_PROBES:
             groups = await self._narrowed(covered, suspects, losses["candidate"])
-        if len(estranged) > 1:
-            groups.append(estranged)
+        if len(distrusted) > 1:
+            groups.append(distrusted)
         nats = await self._without(covered, groups)
         return Measured(
             base=losses["base"].nats,
             candidate=losses["candidate"].nats,
             parent=losses["parent"].nats if "parent" in losses else None,
             without={next(iter(group)): loss for group, loss in nats.items() if len(group) == 1},
-            jointly=nats.get(estranged),
+            jointly=nats.get(distrusted),
         )
 
     async def _narrowed(

@@ -2,38 +2,28 @@
 
 A peer that sends bad data is left alone in that matter for a growing time and others are asked; one that is slow is not waited
 for: after a moment the next best one is asked as well, and whoever answers first has answered. Knows neither how a feed came
-to be known to be longer nor what events mean. Invariant: nothing reaches the store but through `Store.append_foreign`, and
-`on_records` sees only what it returned.
+to be known to be longer nor what events mean; storing is `node.syncing.taking`. Invariant: at most one task pulls a feed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from ledger.checkpoint import Head
 from ledger.entry import Record
-from ledger.errors import FeedFrozen, ForkSeen, StoreFull
-from ledger.store import Store
-from node.errors_network import BlobCorrupt, DiskFull, UnknownHere
-from node.finding.backoff import HOSTILE_S, Backoff
-from node.ports import Network
-from node.syncing.blobs import BlobStore
-from node.syncing.directory import Directory
-from node.syncing.exchange import Asker, from_wire
-from node.syncing.neighbours import Neighbours
-from node.syncing.rules import SyncRules
+from ledger.errors import StoreFull
+from node.errors_network import UnknownHere
+from node.finding.backoff import HOSTILE_S
+from node.syncing.exchange import from_wire
+from node.syncing.taking import Feed, FeedParts, Taking
 from protocol.errors import Malformed, Refused, Retry
-from protocol.ids import CollectiveId, MemberId, PeerId
+from protocol.ids import MemberId, PeerId
 from protocol.merkle import root_at
 from protocol.wire import FeedPage
-
-log = logging.getLogger(__name__)
 
 MAX_FEEDS: Final = 1024
 SLOW_RATE: Final = 64 * 1024  # bytes a second: who is slower is asked only for what nobody else has
@@ -49,45 +39,12 @@ ATTACH: Final = 256 * 1024  # bytes of blobs that come with entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeedParts:
-    """What the pulling works with: stores, network, who speaks for whom, who is left alone, and the rules."""
-
-    store: Store
-    blobs: BlobStore
-    collective: CollectiveId
-    network: Network
-    asker: Asker
-    directory: Directory
-    backoff: Backoff
-    rules: SyncRules
-    wants: Callable[[MemberId], bool]
-    me: MemberId
-    neighbours: Neighbours
-    trouble: Callable[[str, PeerId, Exception], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Page:
     """An answer: records whose signatures nobody has checked, and the blob of each, if it came along."""
 
     records: list[Record]
     note: bytes
     blobs: Sequence[bytes]
-
-
-@dataclass(slots=True, kw_only=True)
-class Feed:
-    """How far a feed is known to reach, who says so, and whether a task pulls it now."""
-
-    target: int = 0
-    frozen: bool = False
-    pulled: bool = False
-    news: asyncio.Event | None = None  # of the task that pulls it
-    claims: dict[PeerId, int] = field(default_factory=dict)
-    grown: asyncio.Event | None = None  # of those who wait for entries
-    waiting: set[MemberId] = field(default_factory=set)  # who waits at our desk for what is coming
-    following: int = 0  # streams on which its author sends us what is new
-    pushed: int = 0  # up to which entry it has sent, while that is being stored
 
 
 class Feeds:
@@ -98,9 +55,8 @@ class Feeds:
         self._parts = parts
         self._feeds: dict[MemberId, Feed] = {}
         self._jobs: asyncio.TaskGroup | None = None
-        # One writes anyway, and a page must not queue behind the gate's and the disk's work in the common threads.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feeds")
-        self.pages = self.hedged = self.attached = 0
+        self._taking = Taking(parts)
+        self.pages = self.hedged = 0
 
     def __contains__(self, member: MemberId) -> bool:
         return member in self._feeds
@@ -116,10 +72,14 @@ class Feeds:
             self._begin(member)
 
     def stop(self) -> None:
-        """Begin no more tasks, and let the thread end with what it is doing."""
+        """Begin no more tasks, and let what is being stored come to its end."""
         self._jobs = None
-        self._thread.shutdown(wait=False)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feeds")
+        self._taking.stop()
+
+    @property
+    def attached(self) -> int:
+        """Blobs that came along with entries."""
+        return self._taking.attached
 
     def size(self, member: MemberId) -> int:
         """Entries that are here."""
@@ -190,10 +150,10 @@ class Feeds:
         feed, size = self.of(head.member), self.size(head.member)
         if head.size > size:
             if head.member == self._parts.me:  # we were set back: no append until these entries are here
-                await self.take(head.member, [], head.note)
+                await self._taking.take(feed, head.member, [], head.note)
             self.reach_for(head.member, head.size)
         elif not feed.frozen and not self._fits(head):
-            await self.take(head.member, [], head.note)
+            await self._taking.take(feed, head.member, [], head.note)
 
     def _fits(self, head: Head) -> bool:
         tree = self._parts.store.tree(self._parts.collective, head.member)
@@ -214,7 +174,7 @@ class Feeds:
         try:
             async with asyncio.timeout(_COMING_S):
                 while self.size(member) <= start and feed.pulled:
-                    await _growth(feed)
+                    await feed.growth()
         except TimeoutError:
             pass
         finally:
@@ -252,14 +212,14 @@ class Feeds:
                         wait = min(wait * 2, _LONGEST_WAIT_S)
         finally:
             feed.pulled, feed.news = False, None
-            _ring(feed)
+            feed.ring()
 
     async def _pushed(self, member: MemberId, feed: Feed) -> None:
         """Wait a moment for what its author sends by itself."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PUSHED_S):
                 while feed.following and feed.target > self.size(member):
-                    await _growth(feed)
+                    await feed.growth()
 
     def _candidates(self, member: MemberId, feed: Feed) -> list[PeerId]:
         """Whom to ask, best first: who claims more than we hold, the quick, the author, then the nearest to it."""
@@ -352,7 +312,7 @@ class Feeds:
                 return False
             if member != parts.me:
                 records = records[: parts.rules.room(member)]
-            await self.take(member, records, page.note, page.blobs)
+            await self._taking.take(feed, member, records, page.note, page.blobs)
         except StoreFull as e:
             parts.trouble("feed", peer, e)
             await asyncio.sleep(_STORE_FULL_S)
@@ -368,58 +328,3 @@ class Feeds:
             self.pages += 1
             return True
         return False
-
-    async def take(self, member: MemberId, records: Sequence[Record], note: bytes, blobs: Sequence[bytes] = ()) -> None:
-        """Verify and store, with the blobs that came along; a fork freezes the feed and is the author's fault, not the peer's.
-
-        Raises:
-            Refused, Retry: nothing was stored.
-        """
-        parts, feed = self._parts, self.of(member)
-        try:
-            loop = asyncio.get_running_loop()
-            fresh = await loop.run_in_executor(self._thread, self._store, member, records, note, blobs)
-        except ForkSeen as e:
-            feed.frozen = True
-            log.error("event=fork member=%s kind=%s at=%d", member[:12], e.fork.kind, e.fork.at)
-            if parts.rules.on_fork is not None:
-                parts.rules.on_fork(e.fork)
-            return
-        except FeedFrozen:
-            feed.frozen = True
-            return
-        if fresh:
-            _ring(feed)
-            log.info("event=records member=%s from=%d count=%d", member[:12], fresh[0].entry.header.seq, len(fresh))
-            parts.rules.took(member, len(fresh), sum(_weight(record) for record in fresh))
-            parts.rules.on_records(member, fresh)
-
-    def _store(self, member: MemberId, records: Sequence[Record], note: bytes, blobs: Sequence[bytes]) -> list[Record]:
-        """In a thread, in one go. What is attached is checked against what the verified entry says, or it is the peer's fault."""
-        parts = self._parts
-        fresh = parts.store.append_foreign(parts.collective, member, records, note)
-        for record, data in zip(records, blobs, strict=False):
-            named = parts.rules.attached(record) if data and parts.rules.attached is not None else None
-            if named is None or named[1] != len(data):
-                continue  # nothing that we would have asked for
-            with contextlib.suppress(BlobCorrupt, DiskFull):  # it is fetched like any other, and who lies then is found
-                parts.blobs.take(named[0], data)
-                self.attached += 1
-        return fresh
-
-
-async def _growth(feed: Feed) -> None:
-    """Wait until entries came, or nobody pulls the feed any more."""
-    if feed.grown is None:
-        feed.grown = asyncio.Event()
-    await feed.grown.wait()
-
-
-def _ring(feed: Feed) -> None:
-    if feed.grown is not None:
-        feed.grown.set()
-        feed.grown = None
-
-
-def _weight(record: Record) -> int:
-    return len(record.entry.line) + (0 if record.body is None else len(record.body.data))

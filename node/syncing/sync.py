@@ -54,7 +54,6 @@ _ASKS_AT_ONCE = 16
 _PATIENCE_S = 2.0  # after that a question goes on, and its place is free for others
 _MANY_NEW = 8  # new peers at once: beyond that they are asked a few at a time, as long as we know nothing
 _FAR_BEHIND = 16  # feeds
-_STRANGERS_S = 15.0
 _ABSENT_S = 3.0
 _LOOK_S = 0.5
 
@@ -153,9 +152,15 @@ class Sync:
             lost=self._ask_again,
         )
         self._announcing = Announcing(
-            store, network, collective, me, clock=clock, rng=self._rng, members=lambda: len(self._directory.members())
+            store,
+            network,
+            collective,
+            me,
+            clock=clock,
+            rng=self._rng,
+            members=lambda: len(self._directory.members()),
+            told=self._told_all,
         )
-        self._announce_at = 0.0  # when strangers are told what all members got by following
         self._asked: dict[PeerId, None] = {}  # questions under way
         self._bound: Mapping[PeerId, MemberId] = {}
         self._jobs: asyncio.TaskGroup | None = None
@@ -188,9 +193,7 @@ class Sync:
                         self._ask(peer)
                     self._asker.lines.expire()
                     self._following.tend(jobs, self._members_answered())
-                    if not self._told_all() or self._clock() >= self._announce_at:
-                        await self._announcing.now(again=True)
-                        self._announce_at = self._clock() + _STRANGERS_S
+                    await self._announcing.now(again=True)
                     await asyncio.sleep(self._heads_every_s)
         finally:
             self._jobs = None
@@ -204,7 +207,7 @@ class Sync:
         Who follows us gets them at once. When all members do, the announcement, which only strangers would hear then, waits.
         """
         self._desk.followers.tell()
-        return self._told_all() or await self._announcing.now(again=False)
+        return await self._announcing.now(again=False)
 
     async def want_blob(
         self,

@@ -101,6 +101,15 @@ def test_who_points_against_the_others_is_named_for_the_least_harm_and_for_none_
     assert influence.named(measured(harms=3.48, helps=3.55, nothing=3.5), found, 0.02) == ("harms",)
 
 
+def test_whose_last_contribution_was_refused_is_measured_and_named_for_the_least_harm() -> None:
+    again = Bearing(cosine=0.1, size=1.0, doubted=True)
+    found = {MemberId("again"): again, MemberId("foreign"): ALIGNED}
+    assert influence.suspects(found, sorted(found), worse=False) == ("again",)
+    assert influence.named(measured(again=3.489, foreign=3.489), found, 0.02) == ("again",)
+    assert influence.named(measured(again=3.5), found, 0.02) == ()
+    assert influence.worst(found, {MemberId("again"): ALIGNED})["again"].doubted
+
+
 def test_colluders_whose_harm_shows_only_together_are_all_named_but_not_one_who_helps() -> None:
     found = dict.fromkeys(map(MemberId, ("x0", "x1", "friend")), AGAINST)
     alone = measured(x0=3.5, x1=3.499, friend=3.6)

@@ -35,14 +35,14 @@ def test_running_nodes_go_over_to_another_adapter_shape_and_release_in_the_new_e
         until(lambda: proposal in bob.fold().asked, what="the proposal arrives")
         bob.call("collective.approve", proposal=proposal)
         for node in nodes:
-            until(lambda node=node: node.fold().charter.epoch_id != before.epoch_id, 90, what="the new epoch")
-            until(lambda node=node: node.status()["serving"]["models"] == ["base"], 90, what="the old release is gone")
+            until(lambda node=node: node.fold().charter.epoch_id != before.epoch_id, 240, what="the new epoch")
+            until(lambda node=node: node.status()["serving"]["models"] == ["base"], 240, what="the old release is gone")
             assert node.running
             assert answer(node, "base").status_code == 200
             assert answer(node, "release-1").status_code == 404
         line.release()
         for node in nodes:
-            until(lambda node=node: "release-2" in node.status()["serving"]["models"], 90, what="it serves the new")
+            until(lambda node=node: "release-2" in node.status()["serving"]["models"], 240, what="it serves the new")
             assert answer(node, "latest").headers["x-fishernet-model"] == "release-2"
     for node in nodes:
         found = node.cli("audit", "--json")

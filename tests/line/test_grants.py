@@ -45,7 +45,7 @@ def test_a_running_node_reads_rows_under_a_grant_and_stops_when_it_is_revoked(al
     (own,) = grants(node)
     assert node.cli("grant", "revoke", own[:8]).returncode == 0
     with pytest.raises(FishernetError) as refused:
-        node.call("train.now", 90)
+        node.call("train.now", 240)
     assert not isinstance(refused.value, ControlError)
     assert "revoked" in str(refused.value)
     assert decided(node, "train") == [("allow", ()), ("deny", ("revoked",))]
@@ -76,7 +76,7 @@ def test_the_egress_policy_of_a_node_keeps_an_update_here_until_the_operator_let
     config.update(node.home.config_file, "egress", "modules", ("*.no_such_module",))
     line.start()
     with pytest.raises(FishernetError) as stopped:
-        node.call("train.now", 90)
+        node.call("train.now", 240)
     assert "the policy does not name" in str(stopped.value)
     kinds = [kind for kind, _ in node.own()]
     assert kinds.index("egress.set") < kinds.index("access.decided") < kinds.index("egress.refused")

@@ -28,7 +28,7 @@ def reopened(node: Node) -> Node:
     """The same home after its keys have changed."""
     node.stop()
     node.start()
-    until(node.ready, 90, what=f"{node.name} is ready\n{node.tail()}")
+    until(node.ready, 240, what=f"{node.name} is ready\n{node.tail()}")
     fresh = Node(node.home, node.port, node.module)
     fresh.process = node.process
     return fresh

@@ -53,7 +53,7 @@ def answer(node, *arguments):
 def status_of(node, path, key=""):
     """The HTTP status of a GET at the node's API."""
     port = int(node.status()["serving"]["url"].split(":")[2].split("/")[0])
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as api:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as api:
         api.request("GET", path, headers={"authorization": f"Bearer {key}"} if key else {})
         return api.getresponse().status
 
@@ -84,7 +84,7 @@ def test_a_reload_changes_what_can_change_at_once_and_names_what_needs_a_restart
     said = [json.loads(line) for line in (node.home.path / "node.log").read_text().splitlines()]
     assert "reloaded" in [each["event"] for each in said]
     assert key not in (node.home.path / "node.log").read_text()
-    assert node.call("train.now", 90)["steps"] == 3
+    assert node.call("train.now", 240)["steps"] == 3
     policies = [body["policy"]["max_norm_micro"] for type_, body in node.own() if type_ == "egress.set"]
     assert policies[-1] == 40_000_000, "the new policy stood in the feed before anything left under it"
 
@@ -148,7 +148,7 @@ def test_peers_and_bans_of_a_stopped_node_wait_for_its_start(auditor, line):
 def test_prometheus_finds_every_number_of_the_dashboard_and_members_by_name(line):
     node = line["clinic"]
     port = int(node.status()["serving"]["url"].split(":")[2].split("/")[0])
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as api:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as api:
         api.request("GET", "/v1/models")
         api.getresponse().read()
         api.request("GET", "/metrics")
@@ -286,7 +286,7 @@ def test_a_running_node_takes_an_old_backup_by_starting_anew_and_gets_its_own_en
     done = answer(node, "restore", str(file), "--replace")
     assert done["waits"]
     until(lambda: "event=restored" in node.log.read_text(), what="it starts anew")
-    until(lambda: node.status().get("ready"), 90, what="it works again")
+    until(lambda: node.status().get("ready"), 240, what="it works again")
     assert (node.pid, node.running) == (pid, True)
     assert node.own()[: len(before)] == before
     line.settle()
@@ -304,12 +304,12 @@ def test_a_second_node_with_the_same_key_writes_nothing_until_the_first_is_gone(
     second = Node(home, 0)
     second.start()
     try:
-        until(lambda: "another node with this node" in str(second.status().get("paused")), 90, what="the second waits")
+        until(lambda: "another node with this node" in str(second.status().get("paused")), 240, what="the second waits")
         assert "stop the other node" in typed(second, "doctor")[1]
         line.train([node])
         before = node.own()
         node.stop()
-        until(second.ready, 90, what="the second takes over")
+        until(second.ready, 240, what="the second takes over")
         assert second.own()[: len(before)] == before, "with all that the first has written"
         assert second.own()[len(before)][0] == "node.started"
     finally:

@@ -105,6 +105,28 @@ def test_nobody_learns_from_what_an_offender_sends_next_before_it_is_decided(fou
     assert fold.doubted() == frozenset(), "a contribution that was taken ends the doubt"
 
 
+def test_who_was_named_is_named_again_for_little_harm_that_others_may_do(tmp_path: Path) -> None:
+    """Under the tolerance, as foreign texts cost; cyd may send the same."""
+
+    def loss(vector: Vector) -> float:
+        return gains(vector) + 0.06 * float(vector[20])
+
+    table = Table(tmp_path, NAMES, losses=dict.fromkeys(NAMES, loss))
+    for name in ("ada", "bob", "cyd"):
+        table[name].publish(USEFUL)
+    table["dan"].publish({at: -0.1 for at in USEFUL})
+    table.deliver()
+    vote(table, table["ada"].cut(), ("ada", "bob"))
+    table.decide(table["bob"].cut())
+    for name in ("ada", "bob"):
+        table[name].publish(USEFUL)
+    for name in ("cyd", "dan"):
+        last = table[name].publish({**dict.fromkeys(USEFUL, 0.1), 20: 0.25})
+    table.deliver()
+    assert named(table["ada"], table["ada"].cut()) == {last.event}
+    table.close()
+
+
 def test_harm_that_was_released_is_left_out_as_soon_as_enough_voters_feel_it(four: Table) -> None:
     """The first contribution goes unnoticed by two; with the second everything of its author is named."""
     for name in ("ada", "bob", "cyd"):
@@ -125,6 +147,58 @@ def test_harm_that_was_released_is_left_out_as_soon_as_enough_voters_feel_it(fou
     four.decide(again)
     assert four["cyd"].fold.fate(first) == "refused"
     assert Releases(four["cyd"].fold, Blobs(four["cyd"].home.blobs), set()).check()[-1].matches
+
+
+def test_what_others_have_learnt_on_top_of_stays_in_when_its_author_is_named_later(tmp_path: Path) -> None:
+    """Dan's first contribution was made good by the others; without it they would overshoot."""
+
+    def loss(vector: Vector) -> float:
+        return 4.0 + 0.2 * abs(float(vector[5]) - 0.5) - 0.5 * float(vector[9])
+
+    table = Table(tmp_path, NAMES, losses=dict.fromkeys(NAMES, loss))
+    for name in ("ada", "bob", "cyd"):
+        table[name].publish({5: 0.5})
+    first = table["dan"].publish({5: -0.25})
+    table.deliver()
+    table.decide(table["ada"].cut())
+    for name in ("ada", "bob", "cyd"):
+        table[name].publish({5: 0.25, 9: 0.5})
+    second = table["dan"].publish({9: -0.5})
+    table.deliver()
+    cut = table["ada"].cut()
+    assert named(table["bob"], cut) == {second.event}
+    vote(table, cut, ("ada", "bob"))
+    again = table["cyd"].cut()
+    assert {x.event for x in again.excluded} == {second.event}
+    assert rules.check(table["cyd"].fold, again) == rules.Fits()
+    table.decide(again)
+    assert [table["bob"].fold.fate(c) for c in (first, second)] == ["released", "refused"]
+    table.close()
+
+
+def test_what_leaving_out_an_offender_costs_a_voter_is_blamed_on_nobody(tmp_path: Path) -> None:
+    def helped(vector: Vector) -> float:
+        return gains(vector) - float(vector[11])
+
+    table = Table(tmp_path, NAMES, losses={**dict.fromkeys(NAMES, gains), "ada": helped})
+    for name in ("ada", "bob", "cyd"):
+        table[name].publish(USEFUL)
+    first = table["dan"].publish({11: 0.5, 5: -0.1, 6: -0.1, 7: -0.1})
+    table.deliver()
+    table.decide(table["ada"].cut())
+    for name in ("ada", "bob", "cyd"):
+        table[name].publish({9: 0.5, 5: 0.1})
+    second = table["dan"].publish({at: -0.1 for at in USEFUL})
+    table.deliver()
+    vote(table, table["ada"].cut(), ("bob", "cyd"))
+    again = table["bob"].cut()
+    assert {x.event for x in again.excluded} == {first.event, second.event}
+    found = table["ada"].judged(again)
+    assert found is not None
+    assert found.judgement.accept
+    assert found.verdict is not None
+    assert found.verdict.objections == ()
+    table.close()
 
 
 def test_an_honest_minority_is_neither_probed_nor_named_by_those_it_costs_something(tmp_path: Path) -> None:
