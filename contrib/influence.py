@@ -116,7 +116,7 @@ def _among(others: npt.NDArray[np.floating], colluders: int) -> float:
 
 
 def suspects(found: Mapping[MemberId, Bearing], of: Iterable[MemberId], *, worse: bool) -> tuple[MemberId, ...]:
-    """Whose harm to measure, most suspicious first: who points against the others, sends too much or is doubted; all if `worse`."""
+    """Whose harm to measure, most suspicious first: who points against the others, sends much or is doubted; all if `worse`."""
     chosen = [m for m in of if worse or found[m].suspect]
     return tuple(sorted(chosen, key=lambda m: (found[m].cosine, -found[m].size, m)))
 

@@ -4,7 +4,8 @@
       -> named by `contrib.influence`; more members than the budget allows are left out in halves first
 
 A member is left out with everything it has in the epoch, so harm that comes slowly adds up. What it has that was released
-is named with the rest unless that costs this voter: the others have learnt on top of it. Knows no votes. Invariant: never ourselves, and nobody whom our own losses do not speak against.
+is named with the rest unless that costs this voter: the others have learnt on top of it. Knows no votes. Invariant: never
+ourselves, and nobody whom our own losses do not speak against.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from typing import Final
 
-from node.errors_network import PeerUnreachable
+from node.errors_network import PeerRefused, PeerUnreachable
 from node.finding.backoff import HOSTILE_S, Backoff
 from node.ports import Network
 from node.syncing.directory import Directory
@@ -23,7 +23,7 @@ from protocol.errors import Refused, Retry
 from protocol.ids import MemberId, PeerId
 
 MOST: Final = 32
-_OLDER_S: Final = (600.0, 600.0)  # who speaks only an older version is tried again after so long
+_REFUSED_S: Final = (5.0, 60.0)  # who says no may say yes when we have a seat
 
 
 class Following:
@@ -47,6 +47,7 @@ class Following:
         self._backoff, self._rules, self._wants, self._trouble = backoff, rules, wants, trouble
         self._lost = lost
         self._open: dict[PeerId, MemberId] = {}
+        self._older: set[PeerId] = set()  # connected peers that speak only older versions
         self.pages = 0
 
     def __len__(self) -> int:
@@ -56,6 +57,7 @@ class Following:
         """Begin to follow whoever of these can be followed now."""
         if not self._rules.follows:
             return
+        self._older &= self._network.peers()
         for peer in sorted(among):
             member = self._directory.member_of(peer)
             if member is None or peer in self._open or len(self._open) >= MOST:
@@ -71,27 +73,36 @@ class Following:
             self._wants(member)
             and rules.room(member) > 0
             and not rules.banned(peer, member)
+            and peer not in self._older
             and not self._backoff.blocked(("follow", peer))
         )
 
     async def _follow(self, peer: PeerId, member: MemberId) -> None:
         matter, feed = ("follow", peer), self._feeds.of(member)
         feed.following += 1
+        lost = True
         try:
             await self._pages(peer, member)
+        except PeerRefused as e:
+            lost = False
+            self._trouble("follow", peer, e)
+            self._backoff.fail(matter, _REFUSED_S)
         except Refused as e:
             self._trouble("follow", peer, e)
             self._rules.faulty(peer, e)
             self._backoff.fail(matter, HOSTILE_S)
         except Retry as e:
-            older = isinstance(e, PeerUnreachable) and NOT_SPOKEN in str(e)
-            if not older:
+            if isinstance(e, PeerUnreachable) and NOT_SPOKEN in str(e):
+                lost = False
+                self._older.add(peer)
+            else:
                 self._trouble("follow", peer, e)
-            self._backoff.fail(matter, *([_OLDER_S] if older else []))
+                self._backoff.fail(matter)
         finally:
             feed.following -= 1
             del self._open[peer]
-        self._lost(peer)
+        if lost:
+            self._lost(peer)
 
     async def _pages(self, peer: PeerId, member: MemberId) -> None:
         """Take what comes, until the stream ends or the feed is not to be taken from it any more (raises what the asker does)."""
