@@ -22,7 +22,7 @@ from protocol.keys import SigningKey
 
 DOMAIN = "rendezvous"
 MAX_VALUE = 2048
-LIFETIME_S = 180.0  # stored again three times within it
+LIFETIME_S = 60.0  # stored again three times within it
 MAX_LIFETIME_S = 3600.0
 
 _SIGNATURE = 64

@@ -23,7 +23,7 @@ from protocol.ids import PeerId
 
 log = logging.getLogger(__name__)
 
-_TELL_S = 60.0  # three times within the life of a record
+_TELL_S = 20.0  # three times within the life of a record
 _BURST_S, _LOOK_S = 2.0, 3.0
 
 

@@ -30,13 +30,14 @@ from node.syncing.desk import Desk
 from node.syncing.directory import Directory
 from node.syncing.donors import Rank
 from node.syncing.exchange import Asker
-from node.syncing.feeds import FeedParts, Feeds
+from node.syncing.feeds import Feeds
 from node.syncing.fetching import Fetcher
 from node.syncing.following import MOST, Following
 from node.syncing.heads import Heads
 from node.syncing.meeting import PER_ROUND, Meeting
 from node.syncing.neighbours import Neighbours
 from node.syncing.rules import SyncRules
+from node.syncing.taking import FeedParts
 from protocol import binding as bindings
 from protocol import fingerprints, wire
 from protocol.binding import Binding
