@@ -1,28 +1,25 @@
 """Keeps every feed of one collective up to date: heads from peers, ranges for what is missing, blobs by digest.
 
 Announcements and heads are hints; the pull is the truth, and a restarted, late or cut-off node uses the same pull as
-everybody. Here the parts are put together: `desk` answers peers, `heads` asks them what they hold, `meeting` says when, `feeds`
-pulls what is missing, `fetching` gets blobs. Knows neither what events mean nor how bytes travel.
+everybody. Here the parts are put together: `desk` answers peers, `inquiring` asks them what they hold, `meeting` says when,
+`feeds` pulls what is missing, `following` takes what is sent, `fetching` gets blobs. Knows neither what events mean nor how
+bytes travel.
 Invariant: with gossip lost, late or switched off, members that stay connected end up with the same feeds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from ledger import checkpoint
-from ledger.checkpoint import Head
 from ledger.store import Store
-from node.errors_network import OutdatedPeer, PeerBanned
-from node.finding.backoff import HOSTILE_S, Backoff
+from node.finding.backoff import Backoff
 from node.ports import Network
 from node.syncing.announcing import Announcing
 from node.syncing.blobs import BlobStore
@@ -34,7 +31,8 @@ from node.syncing.feeds import Feeds
 from node.syncing.fetching import Fetcher
 from node.syncing.following import MOST, Following
 from node.syncing.heads import Heads
-from node.syncing.meeting import PER_ROUND, Meeting
+from node.syncing.inquiring import Inquiring, InquiryParts, OwnHead
+from node.syncing.meeting import Meeting
 from node.syncing.neighbours import Neighbours
 from node.syncing.rules import SyncRules
 from node.syncing.taking import FeedParts
@@ -42,7 +40,7 @@ from protocol import binding as bindings
 from protocol import fingerprints, wire
 from protocol.binding import Binding
 from protocol.canon import Json
-from protocol.errors import Refused, Retry
+from protocol.errors import Refused
 from protocol.ids import CollectiveId, Digest, MemberId, PeerId
 
 __all__ = ["OwnHead", "Sync", "SyncRules"]
@@ -51,20 +49,6 @@ log = logging.getLogger(__name__)
 
 HEADS_EVERY_S = 5.0
 MAX_BLOB = 64 << 20
-_ASKS_AT_ONCE = 16
-_PATIENCE_S = 2.0  # after that a question goes on, and its place is free for others
-_MANY_NEW = 8  # new peers at once: beyond that they are asked a few at a time, as long as we know nothing
-_FAR_BEHIND = 16  # feeds
-_ABSENT_S = 3.0
-_LOOK_S = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnHead:
-    """What peers say about our own feed: which members answered, and the longest signed head among their answers."""
-
-    answered: frozenset[MemberId]
-    head: Head | None
 
 
 class Sync:
@@ -141,6 +125,22 @@ class Sync:
             salt=lambda: self._rng.randbytes(fingerprints.SALT),
             clock=clock,
         )
+        self._inquiring = Inquiring(
+            InquiryParts(
+                network=network,
+                meeting=self._meeting,
+                heads=self._heads,
+                feeds=self._feeds,
+                directory=self._directory,
+                backoff=self._backoff,
+                rules=rules,
+                rng=self._rng,
+                clock=clock,
+                me=me,
+                met=self.met,
+                trouble=self._trouble,
+            )
+        )
         self._following = Following(
             network=network,
             asker=self._asker,
@@ -150,7 +150,7 @@ class Sync:
             rules=rules,
             wants=self._wants,
             trouble=self._trouble,
-            lost=self._ask_again,
+            lost=self._inquiring.again,
         )
         self._announcing = Announcing(
             store,
@@ -162,11 +162,7 @@ class Sync:
             members=lambda: len(self._directory.members()),
             told=self._told_all,
         )
-        self._asked: dict[PeerId, None] = {}  # questions under way
         self._bound: Mapping[PeerId, MemberId] = {}
-        self._jobs: asyncio.TaskGroup | None = None
-        self._slots = asyncio.Semaphore(_ASKS_AT_ONCE)
-        self._changed = asyncio.Event()
         self._last_error = ""
         self._desk.open(network)
         network.subscribe(wire.topic(collective), self._heard)
@@ -181,23 +177,20 @@ class Sync:
         """
         try:
             async with asyncio.TaskGroup() as jobs:
-                self._jobs = jobs
+                self._inquiring.start(jobs)
                 for head in self._store.heads(self._collective):
                     if self._wants(head.member) and head.size > self._feeds.size(head.member):
                         self._feeds.reach_for(head.member, head.size)  # a page was stored, the rest was not there yet
                 self._feeds.start(jobs)
                 while True:
                     self._introduce()
-                    self._ask_around(new=PER_ROUND)
-                    connected = self._network.peers()
-                    for peer in self._meeting.drawn(connected, self._asked):
-                        self._ask(peer)
+                    self._inquiring.round()
                     self._asker.lines.expire()
-                    self._following.tend(jobs, self._members_answered())
+                    self._following.tend(jobs, self._inquiring.answered())
                     await self._announcing.now(again=True)
                     await asyncio.sleep(self._heads_every_s)
         finally:
-            self._jobs = None
+            self._inquiring.stop()
             self._feeds.stop()
             await self._fetcher.close()
             await self._asker.lines.close()
@@ -241,25 +234,7 @@ class Sync:
         Call it while `run` runs, before the first append after a start. If the head is beyond our own entries, they
         are being pulled already and the store refuses to append until they are here.
         """
-        me, began = self._binding.member, self._clock()
-        try:
-            async with asyncio.timeout(timeout_s):
-                self._ask_around()
-                while not (
-                    (answered := self._members_answered()) and self._expected(self._clock() - began) <= answered
-                ):
-                    self._changed.clear()
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(_LOOK_S):
-                            await self._changed.wait()
-                    self._ask_around()
-        except TimeoutError:
-            pass
-        answered = self._members_answered()
-        heads = [head for peer in sorted(answered) if (head := self._heads.own(peer)) is not None]
-        speakers = {self._directory.member_of(peer) for peer in answered}
-        others = frozenset(member for member in speakers if member not in (None, me))
-        return OwnHead(answered=others, head=max(heads, key=lambda head: head.size, default=None))
+        return await self._inquiring.own_head(timeout_s)
 
     def met(self, bound: Binding) -> None:
         """Note that a verified peer speaks for a member (from a request or an answer)."""
@@ -343,74 +318,11 @@ class Sync:
             self._heads.forget(peer)
             self._feeds.forget_peer(peer)
             self._asker.forget(peer)
-        self._ask_around()
+        self._inquiring.around()
         self._feeds.wake()
         self._fetcher.poke()
 
     # -- heads -------------------------------------------------------------------------------------------------------
-    def _ask_around(self, new: int | None = None) -> None:
-        """Ask peers that have not told us what they hold.
-
-        Many of them would tell one who is far behind the same long story: then it is a few (`new`; without it as many as
-        for a start, when nobody has been asked yet), and the others in later rounds or as soon as we are level.
-        """
-        due = self._meeting.due(self._network.peers(), self._asked)
-        if len(due) > _MANY_NEW:
-            told = bool(self._members_answered())
-            if new is None:
-                new = 0 if told or self._asked else PER_ROUND
-            if not told or len(self._feeds.behind()) > _FAR_BEHIND:
-                due = self._rng.sample(due, new)
-        for peer in due:
-            self._ask(peer)
-
-    def _ask_again(self, peer: PeerId) -> None:
-        """What it has written meanwhile is not sent to us any more."""
-        if peer in self._network.peers():
-            self._ask(peer)
-
-    def _ask(self, peer: PeerId) -> None:
-        banned = self._rules.banned(peer, self._directory.member_of(peer))
-        if self._jobs is None or peer in self._asked or banned or self._backoff.blocked(peer):
-            return
-        self._asked[peer] = None
-        self._meeting.asked(peer)
-        self._jobs.create_task(self._ask_heads(peer))
-
-    async def _ask_heads(self, peer: PeerId) -> None:
-        try:
-            await self._with_place(self._heads.ask(peer, self._answered))
-            self._meeting.answered(peer)
-            self._backoff.clear(peer)
-        except Refused as e:
-            self._trouble("heads", peer, e)
-            self._rules.faulty(peer, e)
-            self._backoff.fail(peer, HOSTILE_S)
-        except Retry as e:
-            self._trouble("heads", peer, e)
-            self._backoff.fail(peer)
-        finally:
-            self._asked.pop(peer, None)
-            self._changed.set()
-        self._ask_around()
-
-    async def _with_place(self, question: Coroutine[None, None, None]) -> None:
-        """Ask when a place is free; a slow peer gives it back after a moment and is waited for without one."""
-        task = asyncio.ensure_future(question)
-        try:
-            async with self._slots:
-                await asyncio.wait({task}, timeout=_PATIENCE_S)
-            await task
-        finally:
-            task.cancel()
-
-    def _answered(self, bound: Binding) -> None:
-        if self._rules.outdated(bound):
-            raise OutdatedPeer("couldn't take heads: this member speaks through another peer by now")
-        if self._rules.banned(bound.peer, bound.member):
-            raise PeerBanned("couldn't take heads: this peer is banned here")
-        self.met(bound)
-
     def _heard(self, note: bytes) -> None:
         """An announcement from anybody: looked at only when a wanted feed seems to have grown."""
         member = self._heads.named(note)
@@ -425,23 +337,11 @@ class Sync:
         self._feeds.heard(member, head.size)
 
     # -- small things ------------------------------------------------------------------------------------------------
-    def _members_answered(self) -> frozenset[PeerId]:
-        """Connected peers that answered and speak for somebody that we serve or follow."""
-        return frozenset(peer for peer in self._network.peers() if self._meeting.has_answered(peer))
-
     def _holders(self, prefer: Sequence[MemberId]) -> Sequence[PeerId]:
         """Connected member peers, those of the preferred members first."""
         banned, directory = self._rules.banned, self._directory
         ranked = directory.ranked(prefer, self._network.peers())
         return [peer for peer in ranked if not banned(peer, directory.member_of(peer))]
-
-    def _expected(self, waited_s: float) -> frozenset[PeerId]:
-        """Peers whose answer is worth waiting for: connected ones that may be members, and for a while absent members."""
-        connected = frozenset(peer for peer in self._network.peers() if not self._meeting.is_stranger(peer))
-        if waited_s >= _ABSENT_S:
-            return connected
-        of = {peer: self._directory.member_of(peer) for peer in self._directory.newest()}
-        return connected | {peer for peer, member in of.items() if member is not None and self._rules.allowed(member)}
 
     def _trouble(self, what: str, peer: PeerId, error: Exception) -> None:
         self._last_error = f"{what} from {peer[-6:]}: {error}"
