@@ -19,13 +19,11 @@ import numpy.typing as npt
 from contrib.merging import Register
 from protocol.ids import MemberId
 
-OPPOSED: Final = (
-    -0.02
-)  # a bearing below it points against the others; honest ones lie above 0 (contrib/LOG.md, attackers)
+# A bearing below it points against the others; honest ones lie above 0 (contrib/LOG.md, attackers).
+OPPOSED: Final = -0.02
 OVERSIZED: Final = 2.0  # times the median norm
-STRAY: Final = (
-    0.01  # a bearing below it agrees with nobody; that of noise lies within 0.004 of 0 (contrib/LOG.md, attackers)
-)
+# A bearing below it agrees with nobody; that of noise lies within 0.004 of 0 (contrib/LOG.md, attackers).
+STRAY: Final = 0.01
 OWN_SHARE: Final = 0.25  # of a voter's gain: what leaving out a member must give back before it is named
 DISTRUST_SHARE: Final = 0.02  # the same, where the member is distrusted
 LEAST_HARM: Final = 0.001  # nats

@@ -18,12 +18,10 @@ from ledger.entry import MAX_BODY
 from protocol.ids import MemberId
 
 EVIDENCE: Final = 67  # bytes of one id in a list
-ROOM: Final = (
-    MAX_BODY // 3
-)  # bytes of evidence beyond the first entry of each exclusion; the lists themselves take the rest
-MAX_REFUSED: Final = (
-    MAX_LIST // 4
-)  # by voters, in one cut: half of a list is for faults and copies, a quarter for decisions
+# Bytes of evidence beyond the first entry of each exclusion; the lists themselves take the rest.
+ROOM: Final = MAX_BODY // 3
+# By voters, in one cut: half of a list is for faults and copies, a quarter for decisions.
+MAX_REFUSED: Final = MAX_LIST // 4
 _REFUSED_EACH: Final = 16  # of one member at least: refusing it again at every height would cost an attempt each time
 
 

@@ -281,7 +281,6 @@ class Swarm:
             await asyncio.sleep(min(0.1 * 2**failed, 5.0) if failed else 0)
 
     async def _live(self, listen: tuple[str, ...]) -> None:
-        seal = rendezvous.Seal(self._key)
         task = asyncio.current_task()
         cancelled = 0 if task is None else task.cancelling()  # a task group of the life before leaves one behind
         self._renew.clear()
@@ -291,7 +290,7 @@ class Swarm:
                 identity=self._config.identity,
                 listen=listen,
                 run_dir=self._config.run_dir,
-                seal=seal,
+                seal=rendezvous.Seal(self._key),
                 nat=nat,
                 answers=lambda peer, protocol: self.guard.answers(peer, protocol, known=self._trusts(peer)),
             )

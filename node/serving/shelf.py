@@ -48,9 +48,8 @@ class Shelf:
         self._models: dict[Digest, Digest] = {}  # release -> model, as the engine has them
         self._parts: dict[str, tuple[EventId, ...]] = {}  # model name -> the contributions in it
         self.view: Digest | None = None
-        self._lacking: dict[
-            Digest, list[Digest]
-        ] = {}  # release -> blobs that it was found to lack, some of them here by now
+        # release -> blobs that it was found to lack, some of them here by now
+        self._lacking: dict[Digest, list[Digest]] = {}
         self._pace = Pace()
         self.behind = False  # there is history that the last update had no time for
 
