@@ -21,6 +21,7 @@ from sqlite_utils import Database
 
 from ledger import upgrade
 from ledger.errors import StoreBroken, StoreBusy, StoreFull, StoreLocked
+from ledger.log_room import PAGES
 
 APPLICATION_ID: Final = 0x46495348  # "FISH"
 VERSION: Final = 3
@@ -119,7 +120,7 @@ def connect(path: Path, *, writer: bool) -> Database:
                 database.execute("PRAGMA journal_mode = WAL").fetchall()
                 database.execute("PRAGMA synchronous = FULL")
                 database.execute("PRAGMA secure_delete = ON")
-                database.execute("PRAGMA wal_autocheckpoint = 4000").fetchall()  # 16 MB
+                database.execute(f"PRAGMA wal_autocheckpoint = {PAGES}").fetchall()  # 16 MB
             _settle(database, path, writer=writer)
             if writer:
                 guarded(connection)

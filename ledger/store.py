@@ -3,19 +3,16 @@
 `append` is the commit point: entry, body, what they complete of the tree and the caller's state rows stand in one transaction,
 and nothing is announced before it returns. The head of one's own feed is signed when somebody asks for it (`heads`), after 256
 entries, or at the end, and is stored before it is handed out; a stop before that loses nothing, as the entries give the same
-head again. Foreign pages are verified whole before any of it is written. The store knows neither the meaning of events (but
-which bodies may be erased) nor the network. Invariant: for every feed, the stored entries are one signed hash chain from 0, and
+head again. Foreign pages are verified whole before any of it is written. The store knows neither the meaning of events nor the
+network. Invariant: for every feed, the stored entries are one signed hash chain from 0, and
 the stored tree is theirs. One process writes (a lock file says who); threads may share it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 from sqlite_utils import Database
@@ -24,11 +21,13 @@ from ledger import checkpoint, entry, forks, pages, tree
 from ledger.changes import Changes
 from ledger.checkpoint import Head
 from ledger.entry import Record, Seen
-from ledger.errors import BadChain, EraseUnfinished, FeedBehind, FeedFrozen, ForkSeen, StoreBroken, StoreBusy, StoreFull
+from ledger.errors import BadChain, FeedBehind, FeedFrozen, ForkSeen, StoreBroken, StoreBusy, StoreFull
 from ledger.forks import Fork
-from ledger.reading import Reader, StoredHead, StoredRow, head_of
-from ledger.schema import ERASABLE, ProcessLock, connect, guard, guarded
+from ledger.log_room import LogRoom
+from ledger.reading import StoredHead, StoredRow, head_of
+from ledger.schema import ProcessLock
 from ledger.tree import GrowingTree, Grown, Tree, place_of
+from ledger.writing import STATE, Rows, Writer
 from protocol import keys
 from protocol.canon import Json
 from protocol.errors import FishernetError, Malformed
@@ -41,10 +40,6 @@ HEAD_EVERY: Final = 256  # entries of one's own feed that may be without a signe
 _ENTRY: Final = "INSERT INTO entries (place, line, leaf, salt, data) VALUES (?, ?, ?, ?, ?)"
 _FEED: Final = "INSERT INTO feeds VALUES (?, ?, ?)"
 _HEAD: Final = "INSERT INTO heads VALUES (?, ?, ?, ?)"
-_STATE: Final = "INSERT OR REPLACE INTO state VALUES (?, ?)"
-_UNFINISHED: Final = "erase.unfinished"  # state: bodies were deleted, and the file was not written anew since
-_Rows = list[tuple[str, Sequence[Sequence[object]]]]
-"""What one transaction writes: SQL texts, each with its rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,32 +66,15 @@ class _Edge:
     name: tuple[int, CollectiveId, MemberId] | None = None
 
 
-class Store(Reader):
+class Store(Writer):
     """The ledger file of one home; see the module's text. Use `Store.open`."""
 
-    def __init__(self, database: Database, lock: ProcessLock | None) -> None:
-        """Wrap an open database; `lock` is None for a reader."""
-        super().__init__(database)
-        self._process_lock = lock
+    def __init__(self, database: Database, lock: ProcessLock | None, log: LogRoom | None) -> None:
+        """Wrap an open database; `lock` and `log` are None for a reader."""
+        super().__init__(database, lock, log)
         self._edges: dict[tuple[CollectiveId, MemberId], _Edge] = {}
         self._keys: dict[tuple[CollectiveId, MemberId], keys.SigningKey] = {}
         self._changes = Changes()
-
-    @classmethod
-    def open(cls, path: Path, *, writer: bool = True) -> Store:
-        """Open the ledger; a writer creates it when missing and keeps every other writer out.
-
-        Raises:
-            StoreLocked: another process (or store) is the writer.
-            StoreBroken, StoreFull: the file cannot be used.
-        """
-        lock = ProcessLock(path.with_name(path.name + ".lock")) if writer else None
-        try:
-            return cls(connect(path, writer=writer), lock)
-        except BaseException:
-            if lock is not None:
-                lock.release()
-            raise
 
     def close(self) -> None:
         """Sign the heads that are still unsigned, close the file and give up the writer's place."""
@@ -104,21 +82,7 @@ class Store(Reader):
             with contextlib.suppress(FishernetError):  # no room, or damaged: the next start signs it, or says so
                 self._sign_heads()
             self._keys.clear()
-            self._database.close()
-            if self._process_lock is not None:
-                self._process_lock.release()
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def put_state(self, key: str, value: bytes) -> None:
-        """Store a blob under `key`, replacing what was there."""
-        self._write(f"store state {key}", [(_STATE, [(key, value)])])
+            super().close()
 
     def sign_with(self, key: keys.SigningKey, collective: CollectiveId) -> None:
         """Sign the heads of this key's feed when they are asked for, as after an append; nothing is signed yet."""
@@ -217,7 +181,7 @@ class Store(Reader):
                 rows.append((_HEAD, [_head_row(edge.feed, _sign(key, collective, member, growing))]))
                 signed = growing.size
             if state:
-                rows.append((_STATE, list(state.items())))
+                rows.append((STATE, list(state.items())))
             self._write(f"append {drafts[0].type}", rows)
             self._keys[collective, member] = key
             self._remember(collective, member, _Edge(feed=edge.feed, tree=growing, leaf=leaf, signed=signed))
@@ -260,42 +224,6 @@ class Store(Reader):
             raise
         return fresh
 
-    def erase_bodies(
-        self, collective: CollectiveId, events: Iterable[tuple[MemberId, int]], *, vacuum: bool = False
-    ) -> int:
-        """Delete the bodies and salts of entries (member, seq) for ever, and their bytes from file and log; how many went.
-
-        Only types in `schema.ERASABLE` have such bodies; the lines stay, so every chain still verifies. `vacuum` rewrites the
-        whole file too: without it, remains of rows that were once moved between pages may be left in free space.
-
-        Raises:
-            Malformed: an entry is not here, or its body may never be erased; nothing was erased.
-            EraseUnfinished: the bodies are deleted, but a program that reads the ledger holds on to the log, or there is no
-                room to write the file anew: call again, after a restart too.
-            StoreFull, StoreBusy, StoreBroken: as for every write.
-        """
-        with self._lock:
-            with self._writing("erase bodies") as write:
-                gone = sum(self._erase(write, collective, member, seq) for member, seq in events)
-                if gone and vacuum:
-                    write.execute(_STATE, (_UNFINISHED, b"1"))  # a stop before the rewriting must not make us forget it
-            try:
-                with guard("erase bodies", self._lock_file):
-                    if vacuum or self.get_state(_UNFINISHED):
-                        self._vacuum()
-                        self.put_state(_UNFINISHED, b"")
-                    busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-            except StoreFull as e:
-                raise EraseUnfinished(
-                    "couldn't erase bodies from the raw file: the disk is full (for a moment there must be room for a second"
-                    " copy of the ledger); free some space and erase again"
-                ) from e
-        if busy:
-            raise EraseUnfinished(
-                "couldn't erase bodies from the raw file: another program reads the ledger; close it and erase again"
-            )
-        return gone
-
     def add_fork(self, fork: Fork) -> None:
         """Take a proof that somebody else found, and freeze the feed.
 
@@ -306,39 +234,6 @@ class Store(Reader):
         known = [] if feed is None or fork.kind != "root" else Tree(self._rows, feed).leaves(0, fork.at)
         forks.verify(fork, known)
         self._freeze(fork)
-
-    def _write(self, verb: str, rows: _Rows) -> None:
-        """Write rows, all or nothing. One alone is a transaction by itself: that costs two statements less."""
-        self._refuse_reader(verb)
-        if len(rows) == 1 and len(rows[0][1]) == 1:
-            with self._lock, guard(verb, self._lock_file):
-                self._connection.execute(rows[0][0], rows[0][1][0])
-        else:
-            with self._writing(verb) as write:
-                for sql, many in rows:
-                    write.executemany(sql, many)
-
-    @contextlib.contextmanager
-    def _writing(self, verb: str) -> Iterator[sqlite3.Connection]:
-        self._refuse_reader(verb)
-        with self._lock, guard(verb, self._lock_file):
-            # At once, not at the first write: a transaction that has read cannot wait for another program's short lock.
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    @property
-    def _lock_file(self) -> Path | None:
-        return self._process_lock.path if self._process_lock else None
-
-    def _refuse_reader(self, verb: str) -> None:
-        if self._process_lock is None:
-            raise StoreBroken(f"couldn't {verb}: the ledger is open for reading only")
 
     def _remember(self, collective: CollectiveId, member: MemberId, edge: _Edge) -> None:
         self._edges[collective, member] = edge
@@ -431,45 +326,20 @@ class Store(Reader):
         try:
             with self._lock:
                 edge = self._edge(fork.collective, fork.member) or self._new(fork.collective, fork.member)
-                proof: _Rows = [("INSERT INTO forks VALUES (?, ?)", [(edge.feed, forks.encode(fork))])]
+                proof: Rows = [("INSERT INTO forks VALUES (?, ?)", [(edge.feed, forks.encode(fork))])]
                 self._write(f"freeze feed of {fork.member[:12]}", [*_rows_of(edge, (), Grown([], [])), *proof])
         except FeedFrozen:
             return  # one proof is enough
         self._edges.pop((fork.collective, fork.member), None)
-
-    def _erase(self, write: sqlite3.Connection, collective: CollectiveId, member: MemberId, seq: int) -> int:
-        feed = self._feed(collective, member)
-        if feed is None or not self._rows("SELECT 1 FROM entries WHERE place = ?", place_of(feed, seq)):
-            raise Malformed(f"couldn't erase body of entry {seq} of {member[:12]}: the entry is not here")
-        if self._rows("SELECT 1 FROM erased WHERE feed = ? AND seq = ?", feed, seq):
-            return 0
-        kind = entry.parse_stored(self._line(feed, seq)).header.type
-        if kind not in ERASABLE:
-            raise Malformed(f"couldn't erase body of entry {seq} of {member[:12]}: bodies of {kind} are kept for ever")
-        write.execute("INSERT INTO erased VALUES (?, ?)", (feed, seq))
-        guarded(self._connection, erasing=True)
-        try:
-            body = "UPDATE entries SET salt = NULL, data = NULL WHERE place = ? AND salt IS NOT NULL"
-            return write.execute(body, (place_of(feed, seq),)).rowcount
-        finally:
-            guarded(self._connection)
-
-    def _vacuum(self) -> None:
-        """Write the file anew; for that moment the authorizer steps aside, because VACUUM attaches and creates."""
-        self._connection.set_authorizer(None)
-        try:
-            self._connection.execute("VACUUM")
-        finally:
-            guarded(self._connection)
 
 
 def _sign(key: keys.SigningKey, collective: CollectiveId, member: MemberId, growing: GrowingTree) -> Head:
     return checkpoint.make(key, collective, member, growing.size, Digest(growing.root().hex()))
 
 
-def _rows_of(edge: _Edge, records: Sequence[Record], grown: Grown) -> _Rows:
+def _rows_of(edge: _Edge, records: Sequence[Record], grown: Grown) -> Rows:
     """What to write for new entries and what they complete; for a feed that is new here its name before."""
-    rows: _Rows = [] if edge.name is None else [(_FEED, [edge.name])]
+    rows: Rows = [] if edge.name is None else [(_FEED, [edge.name])]
     if records:
         first = place_of(edge.feed, records[0].entry.header.seq)
         rows.append((_ENTRY, [_entry_row(place, record) for place, record in enumerate(records, first)]))
