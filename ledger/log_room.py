@@ -18,7 +18,8 @@ from typing import Final
 PAGES: Final = 4000  # after so many the log is merged into the database, and used again from its start
 _HEADER: Final = 32  # of the log
 _FRAME: Final = 24 + 4096
-_STEP: Final = 1 << 20  # bytes; about 250 small commits, laid out in 1 to 3 ms
+_LEAST: Final = 1 << 18  # bytes laid out at a time: at first as many as there are
+_MOST: Final = 1 << 20  # room for about 250 small commits, laid out in 1 to 3 ms
 _NEAR: Final = 16  # frames before the end at which more is laid out
 _WHOLE: Final = _HEADER + PAGES * _FRAME
 _BLANK: Final = bytes(4)  # a frame begins with the number of its page, which is never 0
@@ -31,7 +32,9 @@ class LogRoom:
         """Open the log; nothing is laid out before the first `ensure`."""
         self._connection = connection
         self._file = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
-        self._mark: int | None = 0  # where a frame begins that was blank when it was laid out; None: the log is long enough
+        self._mark: int | None = (
+            0  # where a frame begins that was blank when it was laid out; None: the log is long enough
+        )
 
     def ensure(self) -> None:
         """Lay out more when the end is near. Without room on the disk the log stays as it is: a commit says so, if it must.
@@ -57,7 +60,7 @@ class LogRoom:
             self._file = -1
 
     def _lay_out(self, size: int) -> None:
-        end = min(size + _STEP, _WHOLE)
+        end = min(size + min(max(size, _LEAST), _MOST), _WHOLE)
         frames = (end - _HEADER) // _FRAME
         self._mark = _HEADER + (frames - _NEAR) * _FRAME if size < end < _WHOLE else None
         if size < end:

@@ -17,7 +17,7 @@ from protocol.ids import CollectiveId
 KEY = keys.SigningKey(b"\x01" * 32)
 MEMBER = keys.member_id(KEY)
 COLLECTIVE = CollectiveId("cc" * 32)
-STEP = 1 << 20
+LEAST, MOST = 1 << 18, 1 << 20
 FRAME = 24 + 4096
 
 
@@ -44,9 +44,9 @@ def test_commits_find_their_room_laid_out_and_lengthen_nothing(tmp_path: Path) -
             sizes.append(log.stat().st_size)
             if len(sizes) % 100 == 0:
                 assert written(log) <= sizes[-1]
-        steps = [after - before for before, after in pairwise(sizes) if after != before]
-        assert steps
-        assert set(steps) == {STEP}
+        steps = [(before, after - before) for before, after in pairwise(sizes) if after != before]
+        assert 3 <= len(steps) <= 6
+        assert all(step == min(max(before, LEAST), MOST) for before, step in steps)
         assert audit.integrity(store, COLLECTIVE) == []
 
 
@@ -69,7 +69,7 @@ def test_a_log_cut_by_somebody_else_is_laid_out_anew(tmp_path: Path) -> None:
         store._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         assert log.stat().st_size == 0
         grow(store, 300)
-        assert log.stat().st_size % STEP == 0
+        assert log.stat().st_size - written(log) > 15 * FRAME
         assert written(log) > 300 * 1000
         assert count(store) == 600
         assert audit.integrity(store, COLLECTIVE) == []
@@ -109,9 +109,9 @@ def test_without_room_on_the_disk_nothing_is_laid_out_and_commits_go_on(tmp_path
     try:
         log = disk.path / "ledger.db-wal"
         with Store.open(disk.path / "ledger.db") as store:
-            disk.fill(leave=120)  # less than a step
+            disk.fill(leave=50)  # less than is laid out at once
             grow(store, 20)
-            assert log.stat().st_size < STEP
+            assert log.stat().st_size < LEAST
             assert log.stat().st_size == pytest.approx(written(log), abs=FRAME)
             assert count(store) == 20
             disk.free()
