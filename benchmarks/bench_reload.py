@@ -20,7 +20,6 @@ from pathlib import Path
 import harness
 
 from contrib.adapters import AdapterSpec, layout
-from contrib.models import find, tiny_folder
 from node.ports import Piece, Sampling
 from node.serving.models import Load, Serving
 from protocol.ids import Digest
@@ -103,10 +102,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     began = time.monotonic()
-    folder, base = tiny_folder(), Digest("ba" * 32)
-    if chosen.model != "tiny":
-        found = find(chosen.model, harness.cache())
-        folder, base = found.path, found.digest
+    folder, base = harness.base_model(chosen.model)
     *rows, (failed, done) = asyncio.run(run(folder, base, chosen.rounds, chosen.threads))
     harness.table("reloads", ("longest gap / median", "without reload", "seconds", "median gap, ms"), rows)
     gap = statistics.median(row[0] for row in rows)

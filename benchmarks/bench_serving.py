@@ -13,44 +13,32 @@ PYTHON is that of an environment with llama-cpp-python (`pip install llama-cpp-p
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import serving_peers
 import torch
 from harness import Figure, cache, finish, options, table
-from llama_peer import write_adapter, write_model
 from safetensors.torch import save_file
+from serving_peers import LlamaCpp, Step
 
 from contrib import models
 from contrib.adapters import AdapterSpec, layout, layout_of
 from node.serving.engine import adapter as adapters
 from node.serving.engine.adapter import HostAdapter, from_peft, from_vector
-from node.serving.engine.runner import LlamaRunner, Work
+from node.serving.engine.rows import Work
+from node.serving.engine.runner import LlamaRunner
 
 ROWS, CONTEXT, RANK, ALPHA = 16, 64, 8, 16
 ALL, QV = ("all-linear",), ("q_proj", "v_proj")
 RNG = np.random.default_rng(0)
-READER = """
-#include <stddef.h>
-typedef long long v8 __attribute__((vector_size(64)));
-long long read_all(const v8 *p, size_t n) {  /* four streams at once: the most one core gets here */
-  v8 s[4] = {}; size_t q = n / 4;
-  for (size_t i = 0; i < q; i++) for (int k = 0; k < 4; k++) s[k] += p[k * q + i];
-  v8 t = s[0] + s[1] + s[2] + s[3]; return t[0] + t[3] + t[7];
-}
-"""
-Step = Callable[[], float]  # gives the CPU seconds of what is compared
 
 
 def main() -> int:
@@ -77,7 +65,11 @@ class Bench:
         self.prompts = RNG.integers(5, 40000, (ROWS, CONTEXT)).tolist()
         self.steps: dict[str, Step] = {}
         self.times: dict[str, list[float]] = {}
-        self.llama = None if self.quick or not arguments.llama else self.start_llama(arguments.llama)
+        self.llama = (
+            None
+            if self.quick or not arguments.llama
+            else LlamaCpp(arguments.llama, self.folder, self.folders, self.work)
+        )
 
     # -- what is compared --------------------------------------------------------------------------------------------
     def figures(self) -> list[Figure]:
@@ -93,10 +85,9 @@ class Bench:
         for name, some in sets.items():
             self.add_ours(f"16 {name}", [self.runner.activate(adapter) for adapter in some])
         if not self.quick:
-            self.add_transformers()
-            self.add_peft()
-        reader, size = self.reader()
-        self.steps["memory"] = reader
+            self.steps["transformers, 16 rows"] = serving_peers.transformers_step(self.folder, self.prompts)
+            self.steps["PEFT, 16 adapters"] = serving_peers.peft_step(self.folder, self.folders, self.prompts)
+        self.steps["memory"], size = serving_peers.memory_step(self.work)
         self.measure()
         weights = 2 * self.parameters()
         bandwidth = size / statistics.median(self.times["memory"])
@@ -141,8 +132,7 @@ class Bench:
                 Figure(id="serving.batch-1-against-llama-cpp", value=self.ratio("llama.cpp, 1 row", one), unit="x"),
                 Figure(id="serving.base-16-against-llama-cpp", value=self.ratio("llama.cpp, 16 rows", base), unit="x"),
             ]
-            self.llama.stdin.close()  # type: ignore[union-attr]
-            self.llama.wait()
+            self.llama.close()
         return found
 
     def measure(self) -> None:
@@ -154,7 +144,7 @@ class Bench:
                 self.times[name].append(self.steps[name]())
             if self.llama:
                 for name, what in (("1 row", "base 8"), ("16 rows", "batch 4"), ("16 adapters in turn", "turns 2")):
-                    self.times.setdefault(f"llama.cpp, {name}", []).append(self.ask(what))
+                    self.times.setdefault(f"llama.cpp, {name}", []).append(self.llama.ask(what))
         table(
             f"CPU ms of one decode step, {self.rounds} rounds",
             ("step", "median", "least", "most"),
@@ -309,97 +299,6 @@ class Bench:
         for slot in slots.values():
             runner.deactivate(slot)
         return swaps
-
-    # -- peers -------------------------------------------------------------------------------------------------------
-    def add_transformers(self) -> None:
-        """`generate` of 16 rows: six tokens against two, so that reading the prompt falls out."""
-        from transformers import AutoModelForCausalLM
-
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype=torch.bfloat16, local_files_only=True
-        ).eval()
-        ids = torch.tensor(self.prompts)
-
-        def spent(count: int) -> float:
-            since = time.thread_time()
-            model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=count,
-                min_new_tokens=count,
-                do_sample=False,
-                pad_token_id=0,
-            )
-            return time.thread_time() - since
-
-        def step() -> float:
-            with torch.inference_mode():
-                return (spent(6) - spent(2)) / 4
-
-        self.steps["transformers, 16 rows"] = step
-
-    def add_peft(self) -> None:
-        """One step of PEFT's mixed batch (`adapter_names`), 16 adapters of bfloat16."""
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM, DynamicCache
-
-        bare: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.bfloat16, local_files_only=True)
-        model: Any = PeftModel.from_pretrained(bare, self.folders[0], adapter_name="a0", autocast_adapter_dtype=False)
-        for n in range(1, ROWS):
-            model.load_adapter(self.folders[n], f"a{n}", autocast_adapter_dtype=False)
-        model.to(torch.bfloat16).eval()
-        names, one = [f"a{n}" for n in range(ROWS)], torch.full((ROWS, 1), 7)
-        with torch.inference_mode():
-            filled = bare(torch.tensor(self.prompts), past_key_values=DynamicCache(), use_cache=True).past_key_values
-
-        def step() -> float:
-            with torch.inference_mode():
-                if more := filled.get_seq_length() - CONTEXT:
-                    filled.crop(-more)
-                since = time.thread_time()
-                model(input_ids=one, past_key_values=filled, use_cache=True, adapter_names=names)
-                return time.thread_time() - since
-
-        self.steps["PEFT, 16 adapters"] = step
-
-    def start_llama(self, python: str) -> subprocess.Popen[str]:
-        config = json.loads((self.folder / "config.json").read_text())
-        write_model(self.folder, self.work / "base.gguf")
-        files = [self.work / f"adapter-{n}.gguf" for n in range(ROWS)]
-        for folder, file in zip(self.folders, files, strict=True):
-            write_adapter(folder, config, file)
-        script = Path(__file__).with_name("llama_peer.py")
-        command = [python, str(script), str(self.work / "base.gguf"), *map(str, files)]
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        if child.stdout is None or child.stdout.readline() != "ready\n":
-            sys.exit("couldn't start llama.cpp: see above; leave out --llama to go without")
-        return child
-
-    def ask(self, what: str) -> float:
-        if not (self.llama and self.llama.stdin and self.llama.stdout):
-            raise RuntimeError("llama.cpp was not started")
-        self.llama.stdin.write(what + "\n")
-        self.llama.stdin.flush()
-        return float(self.llama.stdout.readline())
-
-    def reader(self) -> tuple[Step, int]:
-        """Reads 256 MiB once: the bound of a step that reads every weight once."""
-        source, library = self.work / "read.c", self.work / "read.so"
-        source.write_text(READER)
-        subprocess.run(["cc", "-O3", "-march=native", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
-        read = ctypes.CDLL(str(library)).read_all
-        read.argtypes, read.restype = (ctypes.c_void_p, ctypes.c_size_t), ctypes.c_longlong
-        size = 256 << 20
-        room = np.ones(size + 64, dtype=np.uint8)
-        begin = room.ctypes.data + -room.ctypes.data % 64
-
-        def step() -> float:
-            since = time.thread_time()
-            read(begin, size // 64)
-            return time.thread_time() - since
-
-        self.room = room  # lives as long as the step
-        return step, size
 
 
 def _resident() -> int:

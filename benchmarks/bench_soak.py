@@ -28,7 +28,6 @@ import psutil
 
 from contrib.adapters import AdapterSpec, layout
 from contrib.merging import model_digest
-from contrib.models import find, tiny_folder
 from node.errors_serving import Busy, UnknownModel
 from node.ports import Piece, Sampling, ServedModel, Usage
 from node.serving.models import Load, Serving
@@ -206,10 +205,7 @@ def main() -> int:
     parser.add_argument("--model", default="tiny", help="tiny, or a model of the cache")
     chosen = parser.parse_args()
     began = time.monotonic()
-    folder, base = tiny_folder(), Digest("ba" * 32)
-    if chosen.model != "tiny":
-        found = find(chosen.model, harness.cache())
-        folder, base = found.path, found.digest
+    folder, base = harness.base_model(chosen.model)
     seconds = 60 * chosen.minutes
     running = soak(folder, base, seconds=seconds, clients=chosen.clients, versions=chosen.versions)
     tally, stats = asyncio.run(running)

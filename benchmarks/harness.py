@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from protocol.ids import Digest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
@@ -61,6 +63,16 @@ def cache() -> Path:
     if chosen := os.environ.get("FISHERNET_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fishernet"
+
+
+def base_model(name: str) -> tuple[Path, Digest]:
+    """Folder and digest of a model of the cache; "tiny", the test model, goes by a digest that stands for no other."""
+    from contrib.models import find, tiny_folder
+
+    if name == "tiny":
+        return tiny_folder(), Digest("ba" * 32)
+    found = find(name, cache())
+    return found.path, found.digest
 
 
 def machine() -> str:

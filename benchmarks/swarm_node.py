@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 
 from contrib import updates
 from contrib.updates import Accept
@@ -278,7 +279,7 @@ def main() -> None:
         identity = home.unlock(None)
         session = Session(home=home, config=home.read_config(), store=store, member=identity.member, identity=identity)
         session.open_seat()
-        asyncio.run(_run(session))
+        uvloop.run(_run(session))  # as `fishernet up` does
 
 
 async def _run(session: Session) -> None:

@@ -15,7 +15,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +28,7 @@ from contrib import folding, gguf_lora, tensorfile
 from contrib.adapters import ALL_LINEAR, AdapterSpec, Vector, factors
 from contrib.errors import BadAdapter, ExportExists, NoSpace
 from contrib.merging import model_digest
-from contrib.models import Model, Progress
+from contrib.models import Model, Progress, sync
 from contrib.weights import base_digest, tensors
 from protocol.canon import Json
 from protocol.ids import Digest, short
@@ -166,12 +165,12 @@ def _staged(wanted: Wanted) -> Iterator[Path]:
         staging.mkdir()
         yield staging
         for file in [*staging.iterdir(), staging]:
-            _sync(file)
+            sync(file)
         check_free(out, force=wanted.force)
         if out.exists():
             out.rename(old)
         staging.rename(out)
-        _sync(out.parent)
+        sync(out.parent)
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpace(f"couldn't export to {out}: the disk is full; free some space and export again") from e
@@ -281,11 +280,3 @@ def _sha256(file: Path) -> str:
         while piece := stream.read(_CHUNK):
             hashed.update(piece)
     return hashed.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

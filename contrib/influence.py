@@ -24,6 +24,8 @@ OPPOSED: Final = -0.02
 OVERSIZED: Final = 2.0  # times the median norm
 # A bearing below it agrees with nobody; that of noise lies within 0.004 of 0 (contrib/LOG.md, attackers).
 STRAY: Final = 0.01
+# Nearer by this than the (colluders + 1)-th: kin. Members of like texts come to 0.14 in four releases, colluders to 0.3.
+KIN: Final = 0.25
 OWN_SHARE: Final = 0.25  # of a voter's gain: what leaving out a member must give back before it is named
 DISTRUST_SHARE: Final = 0.02  # the same, where the member is distrusted
 LEAST_HARM: Final = 0.001  # nats
@@ -82,8 +84,11 @@ def bearings(registers: Mapping[MemberId, Register], colluders: int) -> dict[Mem
     """The bearing of each member: the (colluders + 1)-th largest cosine between its register and another's.
 
     That many colluders can neither lend each other a good bearing (one of the largest is an honest one's view) nor spoil
-    an honest one's alone. Of fewer others, the smallest cosine. Registers are taken as vectors [P]; an empty one has
-    cosine 0 with all.
+    an honest one's alone. Of fewer others, the smallest cosine. A member with kin, others far nearer to it than that one,
+    is seen by the upper median of those that are no kin: fewer colluders than that many would else hide behind the one or
+    two honest members that they happen to be nearest to. Like texts make kin of honest members too, and leave them at
+    right angles to the others; colluders who unlearn what the others learn point against most of them.
+    Registers are taken as vectors [P]; an empty one has cosine 0 with all.
     """
     members = sorted(registers)
     table = np.stack([registers[m].units.astype(np.float32) for m in members]) if members else np.zeros((0, 0))
@@ -110,7 +115,15 @@ def worst(one: Mapping[MemberId, Bearing], other: Mapping[MemberId, Bearing]) ->
 
 
 def _among(others: npt.NDArray[np.floating], colluders: int) -> float:
-    return float(np.sort(others)[::-1][min(colluders, len(others) - 1)]) if len(others) else 0.0
+    """The bearing of one whose cosines with the others these are. With 3 * colluders of them, it is an honest one's view."""
+    if not len(others):
+        return 0.0
+    ranked = np.sort(others)[::-1]
+    seen = float(ranked[min(colluders, len(ranked) - 1)])
+    strangers = ranked[ranked <= seen + KIN]
+    if len(strangers) == len(ranked):
+        return seen
+    return min(seen, float(strangers[(len(strangers) - 1) // 2]))
 
 
 def suspects(found: Mapping[MemberId, Bearing], of: Iterable[MemberId], *, worse: bool) -> tuple[MemberId, ...]:

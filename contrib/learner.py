@@ -57,6 +57,7 @@ def load(folder: Path, spec: AdapterSpec, *, device: str | None = None, bf16: bo
     import torch
 
     from contrib import llama, tokenizer
+    from contrib.llama_config import Unfit
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     fast = native_bf16(where) if bf16 is None else bf16
@@ -64,7 +65,7 @@ def load(folder: Path, spec: AdapterSpec, *, device: str | None = None, bf16: bo
     codec = tokenizer.read(folder).codec()
     try:
         config = llama.read_config(folder)
-    except llama.Unfit:
+    except Unfit:
         model = adapters.attach(_whole(folder), spec)
     else:
         names = [name for name, _, _ in expected.modules]

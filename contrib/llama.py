@@ -1,8 +1,8 @@
 """The forward pass of the Llama family as plain torch modules, with the adapter in place: what training runs on.
 
-Covers Llama, SmolLM2, Qwen2 (biases of q, k, v) and Mistral without a window, with plain, linear and Llama-3 rotary
-positions; for anything else `read_config` raises `Unfit`, and `contrib.learner` takes transformers and PEFT. They compute
-the same, but importing them costs more time and memory than a small model's whole run.
+Covers what `contrib.llama_config` reads, Mistral without a window only; for anything else `read_config` raises `Unfit`, and
+`contrib.learner` takes transformers and PEFT. They compute the same, but importing them costs more time and memory than a
+small model's whole run.
 
 Knows no tokens' meaning and no rows. Invariants: modules and parameters have the names that they have in PEFT, after its
 prefix; what is loaded computes what transformers computes from the same folder (tests/contrib/test_llama.py holds it to
@@ -12,42 +12,19 @@ that); only the adapter's B takes gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contrib.errors import CorruptModel, WrongModel
-from contrib.weights import read_json, tensors
-
-FAMILIES: Final = ("llama", "mistral", "qwen2")
-ROPES: Final = ("default", "linear", "llama3")
-
-
-class Unfit(WrongModel):
-    """This forward pass does not cover the model; transformers may."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """The numbers of a Llama-family model; `rope` is the config's own table, checked."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
-    eps: float
-    theta: float
-    rope: Mapping[str, Any]
-    qkv_bias: bool
+from contrib import llama_config
+from contrib.errors import CorruptModel
+from contrib.llama_config import Config, Unfit
+from contrib.weights import tensors
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -56,52 +33,39 @@ def read_config(folder: Path) -> Config:
 
     Raises:
         BadModel: no readable config lies there.
-        Unfit: another family, or a feature that the forward pass does not have; the message names it.
+        Unfit: another family, or a feature that training does not have; the message names it.
     """
-    values = read_json(folder / "config.json")
-    try:
-        return _config(values)
-    except (KeyError, TypeError, ValueError) as e:
-        raise CorruptModel(f"couldn't read {folder / 'config.json'}: {type(e).__name__}: {e}") from e
-
-
-def _config(values: Mapping[str, Any]) -> Config:
-    family = values.get("model_type")
-    if family not in FAMILIES:
-        raise Unfit(f"couldn't train the model here: its family is {family}")
-    table = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = table.get("rope_type", table.get("type", "default"))
-    wrong = {
-        "hidden_act": values.get("hidden_act", "silu") != "silu",
-        "mlp_bias": bool(values.get("mlp_bias")),
-        "attention_bias": bool(values.get("attention_bias")),
-        "attention_dropout": bool(values.get("attention_dropout")),
-        "quantization_config": values.get("quantization_config") is not None,
-        "sliding_window": family == "mistral" and values.get("sliding_window") is not None,
-        "use_sliding_window": bool(values.get("use_sliding_window")),
-        "pretraining_tp": values.get("pretraining_tp", 1) not in (None, 1),
-        f"rope_type {kind}": kind not in ROPES,
-        "partial_rotary_factor": float(table.get("partial_rotary_factor") or 1) != 1,
-    }
-    if found := [name for name, bad in wrong.items() if bad]:
+    config = llama_config.read(folder)
+    lacking = {"attention_dropout": config.dropout, "sliding_window": config.windowed}
+    if found := [name for name, bad in lacking.items() if bad]:
         raise Unfit(f"couldn't train the model here: it sets {', '.join(found)}")
-    hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
-    config = Config(
-        layers=int(values["num_hidden_layers"]),
-        hidden=hidden,
-        heads=heads,
-        kv_heads=int(values.get("num_key_value_heads") or heads),
-        head_dim=int(values.get("head_dim") or hidden // heads),
-        intermediate=int(values["intermediate_size"]),
-        vocabulary=int(values["vocab_size"]),
-        eps=float(values["rms_norm_eps"]),
-        theta=float(table.get("rope_theta") or values.get("rope_theta") or 10000.0),
-        rope={**table, "rope_type": kind},
-        qkv_bias=family == "qwen2",
-    )
-    if config.heads % config.kv_heads or config.head_dim % 2:
-        raise ValueError("heads do not divide")
     return config
+
+
+def reader(folder: Path) -> Callable[[str, tuple[int, ...]], Tensor]:
+    """What reads a tensor of the model in `folder` by its name and the shape that it has to have.
+
+    The reader raises CorruptModel: a tensor is missing, has another shape, or its file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found = tensors(folder)
+    opened: dict[Path, Any] = {}
+
+    def read(name: str, shape: tuple[int, ...]) -> Tensor:
+        if name not in found:
+            raise CorruptModel(f"couldn't load the model in {folder}: tensor {name} is missing")
+        if found[name].shape != shape:
+            raise CorruptModel(f"couldn't load the model in {folder}: {name} is {found[name].shape}, not {shape}")
+        file = found[name].file
+        try:
+            if file not in opened:
+                opened[file] = safe_open(file, framework="pt")
+            return opened[file].get_tensor(name)  # type: ignore[no-any-return]
+        except (SafetensorError, OSError) as e:
+            raise CorruptModel(f"couldn't read {file}: {e}") from e
+
+    return read
 
 
 def load(folder: Path, config: Config) -> Llama:
@@ -110,29 +74,13 @@ def load(folder: Path, config: Config) -> Llama:
     Raises:
         BadModel: a tensor is missing, has another shape, or a file is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
-    model = Llama(config)
-    found = tensors(folder)
-    if "lm_head.weight" not in found:
+    model, read = Llama(config), reader(folder)
+    tied = "lm_head.weight" not in tensors(folder)
+    if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
-    opened: dict[Path, Any] = {}
-    state: dict[str, Tensor] = {}
-    for name, wanted in model.named_parameters():
-        if name not in found:
-            raise CorruptModel(f"couldn't load the model in {folder}: tensor {name} is missing")
-        if found[name].shape != tuple(wanted.shape):
-            shapes = f"{found[name].shape}, not {tuple(wanted.shape)}"
-            raise CorruptModel(f"couldn't load the model in {folder}: {name} is {shapes}")
-        file = found[name].file
-        try:
-            if file not in opened:
-                opened[file] = safe_open(file, framework="pt")
-            state[name] = opened[file].get_tensor(name).float()
-        except (SafetensorError, OSError) as e:
-            raise CorruptModel(f"couldn't read {file}: {e}") from e
+    state = {name: read(name, tuple(wanted.shape)).float() for name, wanted in model.named_parameters()}
     model.load_state_dict(state, assign=True, strict=False)
-    if "lm_head.weight" not in found:
+    if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.requires_grad_(False)
 

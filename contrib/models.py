@@ -264,7 +264,7 @@ def _place(out: Path, name: str, source: str, root: Path, on_progress: Progress)
     card = {"v": 1, "name": name, "digest": digest, "source": shown, "files": files}
     (out / _CARD).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
     for file in [*out.iterdir(), out]:
-        _sync(file)
+        sync(file)
     target = root / digest
     try:
         find(digest, root.parent)  # here already, under another name
@@ -273,7 +273,7 @@ def _place(out: Path, name: str, source: str, root: Path, on_progress: Progress)
             target.rename(out.parent / "damaged")
         out.rename(target)
     _write(root / "index.json", json.dumps({**_index(root), name: digest}, indent=1, sort_keys=True) + "\n")
-    _sync(root)
+    sync(root)
     return Model(name=name, digest=digest, path=target)
 
 
@@ -286,11 +286,12 @@ def _index(root: Path) -> dict[str, str]:
 def _write(file: Path, text: str) -> None:
     beside = file.with_name(f".{file.name}.new")
     beside.write_text(text)
-    _sync(beside)
+    sync(beside)
     beside.replace(file)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before anything goes on."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

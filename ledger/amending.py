@@ -15,6 +15,7 @@ from typing import Final
 from ledger import forgetting, succession
 from ledger.charter import Charter, Former, Member, default_faults
 from ledger.charter_reading import parse, read_member
+from ledger.cuts import MAX_LIST
 from ledger.errors import BadCharter
 from protocol.canon import Json
 from protocol.ids import MemberId, as_hex
@@ -28,6 +29,9 @@ _CHANGES: Final[Mapping[str, Set[str]]] = {
     forgetting.OP: forgetting.CHANGE,
 }
 MAX_ROTATIONS: Final = 32  # half of what a seat can hold: a thief cannot rotate until no recovery fits
+# A decision lists the feed of every key that ever had a seat, for ever; the last of them are for keys that were lost or stolen.
+MAX_KEYS: Final = MAX_LIST
+FOR_RECOVERIES: Final = 64
 _SETTABLE: Final = frozenset(
     {"name", "base", "adapter", "update", "recipe", "gate", "release", "witness", "faults", "relays"},
 )
@@ -78,6 +82,25 @@ def amended(charter: Charter, change: Mapping[str, Json]) -> Charter:
     if field in {"base", "adapter"}:
         whole["epoch"] = charter.epoch + 1
     return parse(whole)
+
+
+def check_keys(known: Set[MemberId], change: Mapping[str, Json]) -> None:
+    """Refuse a change, else one that `amended` takes, after which decisions could no longer list all feeds; `known` had seats.
+
+    Raises:
+        BadCharter: it seats a new key and no place is left for it.
+    """
+    if len(known) < MAX_KEYS - FOR_RECOVERIES:
+        return
+    op, member = change["op"], change.get("member")
+    new = change["new"] if op == "succeed" else member["id"] if op == "add" and isinstance(member, dict) else None
+    recovers = op == "succeed" and succession.read_change(change).kind == succession.RECOVERY
+    if new is not None and new not in known and not (recovers and len(known) < MAX_KEYS):
+        raise BadCharter(
+            f"couldn't seat another key: {len(known)} have, or had, a seat here, and a decision lists the feeds of at most "
+            f"{MAX_KEYS}, the last {FOR_RECOVERIES} for recoveries; a key that had a seat can have one again, for more keys "
+            "found another collective: fishernet collective create"
+        )
 
 
 def _asked(value: Json, seats: Mapping[MemberId, Member]) -> Member:

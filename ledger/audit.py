@@ -26,11 +26,12 @@ from ledger.entry import Body, Entry
 from ledger.errors import StoreBroken
 from ledger.reading import Reader
 from ledger.runs import RawLine
-from ledger.tree import LEVELS, STARTS, WIDTH, GrowingTree, Grown
+from ledger.stored_tree import StoredTree
+from ledger.tree import GrowingTree, Grown
 from protocol import keys
 from protocol.errors import Refused
 from protocol.ids import ZERO, CollectiveId, Digest, EventId, MemberId
-from protocol.merkle import HASH_BYTES, Row, leaf_hash
+from protocol.merkle import leaf_hash
 
 NOTICES: Final = frozenset({"body-missing", "body-erased"})
 """Codes that say what could not be checked; every other code is a fault."""
@@ -38,7 +39,7 @@ Mode = Literal["full", "lines", "checkpoint"]
 
 _BATCH: Final = 128  # signatures that a thread takes at a time
 _CANDIDATES: Final = 16  # heads that are looked at for one that vouches
-_AHEAD: Final = 2  # chunks whose signatures are verified while the next ones are read
+_AHEAD: Final = 3  # chunks whose signatures are verified while the next one is read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,15 +124,15 @@ def _lost_feeds(store: Reader, collective: CollectiveId) -> Iterator[Finding]:
 
 @dataclass(slots=True, kw_only=True)
 class _Chunk:
-    """Some consecutive rows, where they should begin, and what is still being verified about them."""
+    """What was found in some consecutive rows, which need not be kept, and what is still being verified about them."""
 
-    rows: list[RawLine]
-    next: int
-    last: Digest
-    passed: bool
-    grown: Grown
-    signatures: list[_Job[list[int]]] = field(default_factory=list)
-    signed_heads: list[_Job[list[Finding]]] = field(default_factory=list)
+    lines: list[Finding]
+    signed: int  # the entry with the first of `signatures`
+    signatures: list[_Job[list[int]]]
+    signed_heads: list[_Job[list[Finding]]]
+    bodies: list[Finding] = field(default_factory=list)
+    tree: list[Finding] = field(default_factory=list)
+    broken: StoreBroken | None = None  # what kept us from looking further
 
 
 class _Walk:
@@ -148,15 +149,17 @@ class _Walk:
     ) -> None:
         self.store, self.collective, self.member, self.pool, self.bodies = store, collective, member, pool, bodies
         self.tree = GrowingTree()
-        self.stored = store.tree(collective, member)
+        self.stored = StoredTree(store.tree(collective, member))
         self.next, self.last = 0, ZERO
         self.vouched: _Head | None = None  # lines under its root need no signature of their own
         self.damaged = False
-        self.absent = 0
+        self.admitted = _admitted(member)
 
     def vouch(self) -> bool:
         """Rely on the largest good head that is not ahead of the entries, and on no other; whether there is one."""
-        for head in self.store.raw_heads(self.collective, self.member, upto=self.stored.size(), newest=_CANDIDATES):
+        for head in self.store.raw_heads(
+            self.collective, self.member, upto=self.stored.tree.size(), newest=_CANDIDATES
+        ):
             if not self.head(*head, Digest(head[1].hex())):
                 self.vouched = head
                 return True
@@ -165,52 +168,58 @@ class _Walk:
     def run(self) -> Iterator[Finding]:
         """All findings, in the order of the entries."""
         waiting: deque[_Chunk] = deque()
-        for rows in self.store.raw_chunks(self.collective, self.member, bodies=self.bodies):
-            waiting.append(self.chunk(rows))
-            if len(waiting) > _AHEAD:
+        try:
+            for rows in self.store.raw_chunks(self.collective, self.member, bodies=self.bodies):
+                waiting.append(self.chunk(rows))
+                if len(waiting) > _AHEAD:
+                    # Without threads several are verified in a row: after each time the caches have forgotten the rest of us.
+                    for _ in range(1 if self.pool else len(waiting)):
+                        yield from self.judge(waiting.popleft())
+        except StoreBroken:
+            while waiting:  # what was read before has its findings
                 yield from self.judge(waiting.popleft())
+            raise
         while waiting:
             yield from self.judge(waiting.popleft())
         ahead = self.store.raw_heads(self.collective, self.member, after=self.tree.size)
         for head in ahead:
             yield from self.head(*head, None)
-        if (
-            not self.damaged
-            and not ahead
-            and (spare := sum(self.stored.counts()) + self.absent - _parts(self.tree.size))
-        ):
+        if not self.damaged and not ahead and (spare := self.stored.spare(self.tree.size)):
             text = f"the stored tree has {spare} tiles or nodes more than its entries make"
             yield self.finding("node-mismatch", None, text)
         for proof in self.store.raw_proofs(self.collective, self.member):
             yield from self.proof(proof)
 
     def chunk(self, rows: list[RawLine]) -> _Chunk:
-        """Take the next rows into the tree, and begin to verify them."""
+        """Check the next rows but for their signatures, take them into the tree, and begin to verify them."""
         first, end = rows[0][0], rows[-1][0]
-        leaves = runs.follow(self.collective, self.member, self.next, self.last, rows)
-        passed = leaves is not None
+        leaves = runs.follow(self.collective, self.member, self.next, self.last, rows) if self.admitted else None
+        passed, lines, signed = leaves is not None, list[Finding](), list[bytes]()
+        sure = max(first, self.vouched[0] if self.vouched else 0)
         if leaves is None:
             leaves = [leaf_hash(row[1]) for row in rows]
+            lines = list(self.explain(rows))
+        else:
+            signed = keys.signed_messages(entry.DOMAIN, *runs.signed(rows[sure - first :]))
         heads = self.heads(self.tree.size, self.tree.size + len(leaves))
         grown, roots = self.grow(leaves, [size for size, _, _ in heads])
+        self.next, self.last = end + 1, Digest(leaves[-1].hex())
         chunk = _Chunk(
-            rows=rows,
-            next=self.next,
-            last=self.last,
-            passed=passed,
-            grown=grown,
+            lines=lines,
+            signed=sure,
+            signatures=[
+                _Job(self.pool, keys.wrong_signatures, self.member, signed[n : n + _BATCH])
+                for n in range(0, len(signed), _BATCH)
+            ],
             signed_heads=[
                 _Job(self.pool, self.check_heads, heads[n : n + _BATCH], roots) for n in range(0, len(heads), _BATCH)
             ],
         )
-        if passed:
-            sure = self.vouched[0] if self.vouched else 0
-            signed = [runs.signed(row[1]) for row in rows[max(0, sure - first) :]]
-            chunk.signatures = [
-                _Job(self.pool, keys.wrong_signatures, self.member, entry.DOMAIN, signed[n : n + _BATCH])
-                for n in range(0, len(signed), _BATCH)
-            ]
-        self.next, self.last = end + 1, Digest(leaves[-1].hex())
+        try:
+            chunk.bodies.extend(self.check_bodies(rows, passed) if self.bodies else ())
+            chunk.tree.extend(self.finding("node-mismatch", seq, text) for seq, text in self.stored.faults(grown))
+        except StoreBroken as e:
+            chunk.broken = e
         return chunk
 
     def heads(self, after: int, upto: int) -> list[_Head]:
@@ -231,27 +240,26 @@ class _Walk:
         return grown, roots
 
     def judge(self, chunk: _Chunk) -> Iterator[Finding]:
-        """The findings of one chunk: none when everything passed, else from a careful look at each row."""
-        try:
-            signed = not any(job.result() for job in chunk.signatures)
-        except Refused:  # the member's key itself
-            signed = False
-        if not (chunk.passed and signed):
-            for found in self.explain(chunk):
+        """The findings of one chunk, in the order of the checks; those about the tree mean nothing over damaged lines."""
+        for found in chunk.lines:
+            self.damaged = True
+            yield found
+        for number, job in enumerate(chunk.signatures):
+            for place in job.result():
                 self.damaged = True
-                yield found
-        if self.bodies:
-            yield from self.check_bodies(chunk)
+                yield self.unsigned(chunk.signed + number * _BATCH + place)
+        yield from chunk.bodies
+        if chunk.broken is not None:
+            raise chunk.broken
         if not self.damaged:
-            yield from self.check_tiles(chunk.grown.tiles)
-            yield from self.check_nodes(chunk.grown.nodes)
-        for job in chunk.signed_heads:
-            yield from job.result()
+            yield from chunk.tree
+        for heads in chunk.signed_heads:
+            yield from heads.result()
 
-    def explain(self, chunk: _Chunk) -> Iterator[Finding]:
+    def explain(self, rows: list[RawLine]) -> Iterator[Finding]:
         """What is wrong with each row's line, leaf and place."""
-        after, last = chunk.next, chunk.last
-        for seq, line, stored, *_ in chunk.rows:
+        after, last = self.next, self.last
+        for seq, line, stored, *_ in rows:
             if seq != after:
                 yield self.finding("gap", after, f"entries {after} to {seq - 1} are missing")
             leaf = leaf_hash(line)
@@ -265,6 +273,14 @@ class _Walk:
                 yield from self.place(parsed, seq, last)
             after, last = seq + 1, Digest(leaf.hex())
 
+    def unsigned(self, seq: int) -> Finding:
+        """What is wrong with an entry in which nothing is wrong but the signature."""
+        try:
+            entry.parse(self.store.line(self.collective, self.member, seq))
+        except Refused as e:
+            return self.finding(e.code, seq, str(e))
+        raise StoreBroken(f"couldn't read ledger: entry {seq} changed while it was read")
+
     def place(self, parsed: Entry, seq: int, last: Digest) -> Iterator[Finding]:
         """Whether a readable entry belongs where it is stored."""
         header = parsed.header
@@ -275,10 +291,10 @@ class _Walk:
         if header.prev != last:
             yield self.finding("bad-chain", seq, "the previous entry is not the one it follows", parsed.event)
 
-    def check_bodies(self, chunk: _Chunk) -> Iterator[Finding]:
+    def check_bodies(self, rows: list[RawLine], passed: bool) -> Iterator[Finding]:
         """Whether each readable entry has the body that it commits to."""
-        for seq, line, _, salt, data in chunk.rows:
-            if salt is not None and data is not None and chunk.passed and runs.commits(line, salt, data):
+        for seq, line, _, salt, data in rows:
+            if salt is not None and data is not None and passed and runs.commits(line, salt, data):
                 continue
             try:
                 parsed = entry.parse_stored(line)
@@ -296,63 +312,16 @@ class _Walk:
             except Refused as e:
                 yield self.finding(e.code, seq, str(e), parsed.event)
 
-    def check_tiles(self, tiles: Sequence[tuple[int, bytes]]) -> Iterator[Finding]:
-        """Whether the stored tree has these tiles."""
-        if not tiles or (held := self.stored.stored_tiles(tiles[0][0], tiles[-1][0] + 1)) == tiles:
-            return
-        found = dict(held)
-        for number, hashes in tiles:
-            stored = found.get(number)
-            if stored is None:
-                self.absent += 1
-                text = f"tile {number} of the stored tree is missing"
-                yield self.finding("node-mismatch", (number + 1) * WIDTH - 1, text)
-            elif stored != hashes:
-                yield from self.check_tile(number, stored, hashes)
-
-    def check_tile(self, number: int, stored: bytes, hashes: bytes) -> Iterator[Finding]:
-        """Which hashes of a tile are wrong."""
-        for level, start in enumerate(STARTS):
-            for place in range(WIDTH >> level):
-                at = slice((start + place) * HASH_BYTES, (start + place + 1) * HASH_BYTES)
-                if stored[at] != hashes[at]:
-                    idx = (number << LEVELS - level) + place
-                    yield self.wrong_node(level, idx, "another than its entries make")
-        if len(stored) > len(hashes):
-            text = f"tile {number} of the stored tree is too long"
-            yield self.finding("node-mismatch", (number + 1) * WIDTH - 1, text)
-
-    def check_nodes(self, nodes: Sequence[Row]) -> Iterator[Finding]:
-        """Whether the stored tree has these nodes above its tiles."""
-        for level, first, hashes in nodes:
-            held = self.stored.stored(level, first, first + len(hashes))
-            computed = list(enumerate(hashes, first))
-            if held == computed:
-                continue
-            found = dict(held)
-            for idx, hash in computed:
-                if found.get(idx) != hash:
-                    self.absent += idx not in found
-                    what = "missing" if idx not in found else "another than its entries make"
-                    yield self.wrong_node(level, idx, what)
-
-    def wrong_node(self, level: int, idx: int, what: str) -> Finding:
-        """The finding about one hash of the stored tree, at the last entry under it."""
-        text = f"node {idx} of level {level} of the stored tree is {what}"
-        return self.finding("node-mismatch", (idx + 1 << level) - 1, text)
-
     def check_heads(self, heads: Sequence[_Head], roots: Mapping[int, Digest]) -> list[Finding]:
         """What is wrong with heads whose entries are here; all of them at once, and one by one when that fails."""
         if all(root.hex() == roots[size] for size, root, _ in heads):
-            signed = [
-                (checkpoint.text(self.collective, self.member, size, roots[size]), signature)
-                for size, _, signature in heads
-            ]
+            texts = [checkpoint.text(self.collective, self.member, size, roots[size]) for size, _, _ in heads]
             try:
-                if not keys.wrong_signatures(self.member, None, signed):
+                signed = keys.signed_messages(None, texts, [signature for _, _, signature in heads])
+                if not keys.wrong_signatures(self.member, signed):
                     return []
             except Refused:
-                pass  # the key itself; each head says so
+                pass  # the key itself, or the length of a signature; each head says so
         return [found for head in heads for found in self.head(*head, roots[head[0]])]
 
     def head(self, size: int, root: bytes, signature: bytes, computed: Digest | None) -> list[Finding]:
@@ -387,7 +356,10 @@ class _Walk:
         return Finding(code=code, member=self.member, seq=seq, event=event, text=text)
 
 
-def _parts(size: int) -> int:
-    """How many tiles, and nodes above them, are complete in a tree of `size` leaves."""
-    tiles = size // WIDTH
-    return tiles + 2 * tiles - tiles.bit_count()
+def _admitted(member: MemberId) -> bool:
+    """Whether the key of a member is acceptable: else none of its lines is, and each says so."""
+    try:
+        keys.admit(member)
+    except Refused:
+        return False
+    return True

@@ -34,6 +34,7 @@ SALT_BYTES: Final = 16
 
 _BEFORE_HEADER: Final = b'{"e":'
 _AFTER_HEADER: Final = len(b',"s":""}') + 88  # a signature is 88 base64 digits
+SIGNED: Final = slice(len(_BEFORE_HEADER), -_AFTER_HEADER)  # of a line: its header
 _MEMBER: Final = attrgetter("member")
 # The header as its keys sort, and a language of lines in which every line is canonical. What it does not match may still be
 # an entry (a number of 16 digits): then the JSON reader decides. Matching takes a tenth of the time of reading JSON.
@@ -178,7 +179,7 @@ def parse_stored(line: bytes) -> Entry:
 
 def signed_part(line: bytes) -> bytes:
     """The canonical header inside a line that is an entry; their digest is the event id."""
-    return line[len(_BEFORE_HEADER) : -_AFTER_HEADER]
+    return line[SIGNED]
 
 
 def body_hash(body: Body) -> Digest:

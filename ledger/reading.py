@@ -6,6 +6,7 @@ the `raw` methods. Knows no keys and no network. Threads may share a reader: one
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from protocol.ids import CollectiveId, Digest, EventId, MemberId, digest
 
 CHUNK: Final = 256
 LINES: Final = 1024
+BODIES: Final = 16 << 20  # bytes of entries with bodies that are read at a time, and at most 16 entries more
 _HEADS: Final = (
     "SELECT size, root, signature FROM heads JOIN feeds ON id = feed"
     " WHERE collective = ? AND member = ? AND size > ? AND size <= ?"
@@ -191,8 +193,8 @@ class Reader:
         With `bodies` salt and data follow; those that are not here are None.
         """
         feed, start = self._feed(collective, member), 0
-        sql = _LINES_AND_BODIES if bodies else _LINES
-        while feed is not None and (rows := self._entries(sql, feed, start, LINES)):
+        sql, most = (_LINES_AND_BODIES, BODIES) if bodies else (_LINES, None)
+        while feed is not None and (rows := self._entries(sql, feed, start, LINES, most)):
             yield rows
             start = rows[-1][0] + 1
 
@@ -235,13 +237,26 @@ class Reader:
         except sqlite3.Error as e:
             raise meaning(e, "read ledger") from e
 
-    def _entries(self, sql: str, feed: int, start: int, limit: int) -> list[tuple[Any, ...]]:
-        """Rows of one feed from entry `start` on.
+    def _up_to(self, most: int, sql: str, *values: object) -> list[Any]:
+        """Like `_rows`, and an end to it after `most` bytes of blobs."""
+        found = list[Any]()
+        try:
+            with self._lock, contextlib.closing(self._connection.execute(sql, values)) as cursor:
+                while most > 0 and (some := cursor.fetchmany(16)):
+                    found += some
+                    most -= sum(len(value) for row in some for value in row if isinstance(value, bytes))
+        except sqlite3.Error as e:
+            raise meaning(e, "read ledger") from e
+        return found
+
+    def _entries(self, sql: str, feed: int, start: int, limit: int, most: int | None = None) -> list[tuple[Any, ...]]:
+        """Rows of one feed from entry `start` on, `limit` of them or as many as have `most` bytes.
 
         Raises:
             StoreBroken: a column is not what the table says: one flipped bit of the file makes text or nothing of a blob.
         """
-        rows = self._rows(sql, place_of(feed, 0), start, limit)
+        values = (place_of(feed, 0), start, limit)
+        rows = self._rows(sql, *values) if most is None else self._up_to(most, sql, *values)
         kinds = {type(row[1]) for row in rows} | {type(row[2]) for row in rows}
         bodies = {type(value) for row in rows for value in row[3:]} if rows and len(rows[0]) > 3 else set()
         if rows and (kinds != {bytes} or not bodies <= _BODY_TYPES):

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ledger import forgetting, objecting
-from ledger.amending import amended
+from ledger.amending import amended, check_keys
 from ledger.collective import Collective, Contribution, leaf_at
 from ledger.cuts import MAX_LIST, Amendment, Cut, Exclusion, FeedHead, Last, Place, Value
 from ledger.precedence import came_first
@@ -119,6 +119,7 @@ def _check_amendment(collective: Collective, value: Amendment) -> Check:
         return Unfit(reason="amendment-repeated")
     try:
         amended(collective.charter, value.change)
+        check_keys(collective.ever_members(), value.change)
     except Refused:
         return Unfit(reason="amendment-invalid")
     if forgetting.too_many(collective, value.change):
@@ -137,7 +138,7 @@ def _check_cut(collective: Collective, cut: Cut) -> Check:
     if cut.last != last_of(collective, cut.place):
         return Unfit(reason="wrong-last")
     previous = collective.current_cut()
-    if not cut.last or (previous and (cut.last, cut.excluded) == (previous.last, previous.excluded)):
+    if not cut.last or (previous and (cut.last, carried(cut)) == (previous.last, carried(previous))):
         return Unfit(reason="nothing-new")
     hard = _new_exclusions(collective, cut, previous)
     if isinstance(hard, Unfit):
@@ -153,12 +154,13 @@ def _check_cut(collective: Collective, cut: Cut) -> Check:
 
 def _new_exclusions(collective: Collective, cut: Cut, previous: Cut | None) -> tuple[Exclusion, ...] | Unfit:
     """The exclusions that claim a fault of the blob, once every other one is proven by the ledger or carried over."""
-    carried = {x.event: x for x in previous.excluded} if previous else {}
+    before = {x.event: x for x in previous.excluded} if previous else {}
+    bare = {x.event: x for x in carried(previous)} if previous else {}
     mine = {c.event for taken in collective.covered(cut.place, cut.epoch).values() for c in taken}
     asked, told = erased(collective, cut.place), decided(collective, cut.place)
     hard: list[Exclusion] = []
     for exclusion in cut.excluded:
-        if carried.pop(exclusion.event, None) == exclusion:
+        if exclusion in (before.pop(exclusion.event, None), bare.get(exclusion.event)):
             continue
         request = asked.pop(exclusion.event, None)  # left out is left out, whatever the reason
         proposal = told.pop(exclusion.event, None)
@@ -170,9 +172,14 @@ def _new_exclusions(collective: Collective, cut: Cut, previous: Cut | None) -> t
             return Unfit(reason="exclusion-without-evidence")
         if exclusion.reason not in PROVEN:
             hard.append(exclusion)
-    if carried or asked or told:
-        return Unfit(reason="exclusion-forgotten" if carried else "erasure-ignored" if asked else "forgetting-ignored")
+    if before or asked or told:
+        return Unfit(reason="exclusion-forgotten" if before else "erasure-ignored" if asked else "forgetting-ignored")
     return tuple(hard)
+
+
+def carried(previous: Cut) -> tuple[Exclusion, ...]:
+    """What a cut leaves out as the next one of its epoch lists it: verdicts are named once, where they first led to it."""
+    return tuple(replace(x, evidence=()) if x.reason == REFUSED else x for x in previous.excluded)
 
 
 def _borne_out(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import binascii
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import itemgetter, lt
 from typing import Any, Final
 
 from ledger import entry
@@ -32,7 +33,7 @@ _MIDDLE: Final = slice(_PREV.stop, -_END)
 _MIDDLES: Final = re.compile(
     rf'^","seen":\[({SEEN}\],"seq":{NUMBER}),"ts":{NUMBER},"type":"{KIND}","v":1\}},"s":"$'.encode(), re.MULTILINE
 )
-_SEQ: Final = b'],"seq":'
+_MESSAGE: Final = itemgetter(entry.SIGNED)
 _HEX_DIGITS: Final = b"0123456789abcdef"
 _BASE64_DIGITS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
@@ -67,19 +68,20 @@ def follow(
     found = _MIDDLES.findall(middles)
     if len(found) != count or middles.count(b"\n") != count - 1:  # each matched a line of its own, so all of them match
         return None
-    places = [f'],"seq":{seq}' for seq in seqs]
-    if b"\n".join(found) == "\n".join(places).encode("ascii"):  # none has seen anything
+    places = "\n".join([f'],"seq":{seq}' for seq in seqs]).encode("ascii")
+    if b"\n".join(found) == places:  # none has seen anything
         return leaves
-    for text, place in zip(found, places, strict=True):
-        seen, middle, number = text.rpartition(_SEQ)
-        if middle + number != place.encode("ascii") or (seen and not _lawful(seen, member)):
+    own = member.encode("ascii")
+    for text, place in zip(found, places.split(b"\n"), strict=True):
+        if not text.endswith(place) or (len(text) > len(place) and not _lawful(text[: -len(place)], own)):
             return None
     return leaves
 
 
-def signed(line: bytes) -> tuple[bytes, bytes]:
-    """The message and the signature of a line that `follow` passed."""
-    return entry.signed_part(line), binascii.a2b_base64(line[-_END:-2])
+def signed(rows: Sequence[RawLine]) -> tuple[Iterable[bytes], list[bytes]]:
+    """The messages, to be read once, and the signatures of rows that `follow` passed."""
+    lines, decode = [row[1] for row in rows], binascii.a2b_base64
+    return map(_MESSAGE, lines), [decode(line[-_END:-2]) for line in lines]
 
 
 def commits(line: bytes, salt: bytes, data: bytes) -> bool:
@@ -94,9 +96,9 @@ def commits(line: bytes, salt: bytes, data: bytes) -> bool:
     return True
 
 
-def _lawful(seen: bytes, member: MemberId) -> bool:
-    names = [row[2:66] for row in seen[:-1].split(b"],")]
-    return names == sorted(set(names)) and member.encode("ascii") not in names
+def _lawful(seen: bytes, own: bytes) -> bool:
+    names = [row[2:66] for row in seen.split(b"],")]
+    return own not in names and all(map(lt, names, names[1:]))
 
 
 def _signatures(ends: bytes, count: int) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Self
 
 from ledger import events, forgetting
-from ledger.amending import amended
+from ledger.amending import amended, check_keys
 from ledger.charter import Charter, Member
 from ledger.charter_reading import MAX_WAS
 from ledger.cuts import Amendment, Cut, Place
@@ -342,6 +342,7 @@ class Standing:
     def _applies(self, asked: Asked) -> bool:
         try:
             amended(self.charter, asked.change)
+            check_keys(self.ever_members(), asked.change)
         except Refused:
             return False
         return not forgetting.too_many(self, asked.change)

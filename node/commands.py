@@ -14,7 +14,7 @@ from typing import Final
 
 from ledger import charter as charters
 from ledger import events
-from ledger.amending import amended
+from ledger.amending import amended, check_keys
 from ledger.charter import Member
 from node import config, control, peering, storing
 from node import session as sessions
@@ -133,6 +133,7 @@ def _propose(session: Session, changes: list[dict[str, Json]]) -> Json:
     texts, found = [], []
     for change in changes:
         amended(fold.charter, change)
+        check_keys(fold.ever_members(), change)
         texts.append(reports.describe(fold, change))
         found.append(seat.append(events.AmendmentProposed(change=change)).entry.event)
     others = fold.charter.quorum - 1
@@ -249,7 +250,7 @@ def _audit(home: Home, args: Args) -> Json:
     if not collective:
         collective = home.read_config().node.collective
     if not collective:
-        raise NoCollective("couldn't audit: this node has no collective", hint="fishernet collective create or join")
+        raise NoCollective("couldn't audit: this node has no collective")
     observed = args.get("observed")
     options = auditing.Options(
         observed=observed if isinstance(observed, dict) else None,

@@ -180,6 +180,15 @@ class NoCollective(NodeError, Refused):
 
     code: ClassVar[str] = "no-collective"
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "fishernet collective create --name NAME, or fishernet collective join ID MULTIADDR",
+    ) -> None:
+        """Keep how to belong to one as the hint, unless there is a better one."""
+        super().__init__(message, hint=hint)
+
 
 class NotAllowed(NodeError, Refused):
     """The charter, the member's role or the node's state forbids it."""

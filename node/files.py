@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from node.errors_network import DiskFull
 
@@ -25,18 +26,19 @@ def room(verb: str) -> Iterator[None]:
         raise DiskFull(f"couldn't {verb}: {e.strerror}", hint="free some space; nothing was lost") from None
 
 
-def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Put `data` at `path` with exactly `mode` from the first byte on; replaces what is there.
+@contextlib.contextmanager
+def writing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """A file that becomes `path`, with exactly `mode` from the first byte on, when the block ends; replaces what is there.
 
     Raises:
-        OSError: the disk is full or not writable; nothing is left behind then.
+        OSError: the disk is full or not writable; nothing is left behind then, nor when the block raises.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -48,3 +50,9 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Put `data` at `path`, as `writing` does (raises what it raises)."""
+    with writing(path, mode=mode) as file:
+        file.write(data)

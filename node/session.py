@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from node.guarding.growth import Growth
     from node.keys.identity import Identity
 
-_HINT = "fishernet collective create --name NAME, or fishernet collective join ID MULTIADDR"
-
 
 @dataclass(slots=True, kw_only=True)
 class Session:
@@ -57,7 +55,7 @@ class Session:
     def need_seat(self) -> Seat:
         """The seat in the collective that the configuration names (raises NoCollective)."""
         if self.seat is None:
-            raise NoCollective("couldn't open collective: this node has none yet", hint=_HINT)
+            raise NoCollective("couldn't open collective: this node has none yet")
         return self.seat
 
     def open_seat(self) -> None:

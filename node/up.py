@@ -5,9 +5,10 @@ Invariant: one process works on a home; the passphrase is in no environment of a
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
+
+import uvloop
 
 from ledger.store import Store
 from node.backups import restoring
@@ -68,12 +69,9 @@ def _run_locked(home: Home, passphrase: str | None, accept_fork_risk: bool, logs
         os.environ.pop("FISHERNET_PASSPHRASE", None)  # no child inherits it: one of them reads what strangers send
         session.open_seat()
         if session.seat is None:
-            raise NoCollective(
-                "couldn't start: this node has no collective yet",
-                hint="fishernet collective create --name NAME, or fishernet collective join ID MULTIADDR",
-            )
+            raise NoCollective("couldn't start: this node has no collective yet")
         try:
-            return asyncio.run(_run(session, accept_fork_risk, logs))
+            return uvloop.run(_run(session, accept_fork_risk, logs))
         except BaseExceptionGroup as group:
             raise _first(group) from group
 

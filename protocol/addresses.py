@@ -93,6 +93,9 @@ def split(full: str) -> tuple[str, PeerId]:
         Malformed: it has another form.
     """
     address, _, peer = full.rpartition("/p2p/")
+    if not address:
+        example = "/ip4/192.0.2.7/tcp/4242/p2p/12D3KooW..."
+        raise Malformed(f"couldn't take address {full[:60]!r}: it names no peer; expected is the form of {example}")
     return check_address(address), check_peer(peer)
 
 

@@ -71,7 +71,8 @@ def _careful(data: bytes) -> Json:
     except RecursionError:
         raise TooLarge("couldn't decode value: nested too deeply") from None
     except ValueError as e:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise Malformed(f"couldn't decode value: {type(e).__name__}") from None
+        what = "UTF-8" if isinstance(e, UnicodeDecodeError) else "JSON"
+        raise Malformed(f"couldn't decode value: it is not {what}") from None
     _check(value, 0)
     if _ENCODER.encode(value).encode("utf-8") != data:
         raise NotCanonical("couldn't decode value: the bytes are not the canonical ones")

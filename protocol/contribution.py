@@ -13,7 +13,7 @@ import struct
 from protocol import canon, compact, keys
 from protocol.card import Card, Contribution
 from protocol.errors import BadSignature, Malformed, TooLarge
-from protocol.ids import digest
+from protocol.ids import Digest
 
 __all__ = ["Card", "Contribution", "pack", "unpack"]
 
@@ -65,5 +65,7 @@ def unpack(blob: bytes, *, max_bytes: int) -> Contribution:
         raise Malformed("couldn't read contribution: its parts do not fill it exactly")
     text = blob[header.size : start]
     card = Card.parse(canon.decode(text, max_bytes=MAX_CARD_BYTES)) if first else compact.decode(text)
-    keys.verify(card.member, DOMAIN, hashlib.sha256(memoryview(blob)[:end]).digest(), blob[end:])
-    return Contribution(card=card, update=blob[start:end], digest=digest(blob))
+    whole = hashlib.sha256(memoryview(blob)[:end])
+    keys.verify(card.member, DOMAIN, whole.digest(), blob[end:])
+    whole.update(blob[end:])  # what was signed and the signature are the whole: it is hashed once
+    return Contribution(card=card, update=blob[start:end], digest=Digest(whole.hexdigest()))

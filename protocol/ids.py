@@ -43,7 +43,10 @@ def as_hex(value: object, what: str = "digest") -> str:
         Malformed: it is anything else.
     """
     if not (isinstance(value, str) and _HEX.match(value)):
-        raise Malformed(f"couldn't read {what}: 64 lower-case hex digits are expected")
+        given = (
+            repr(value[:20]) if isinstance(value, str) else type(value).__name__
+        )  # a value of a stranger may be huge
+        raise Malformed(f"couldn't read {what}: 64 lower-case hex digits are expected, not {given}")
     return value
 
 

@@ -296,7 +296,12 @@ def _check_values(packed: bytes, header: _Header) -> None:
 
 
 def _decompress(frame: bytes, least: int, most: int) -> bytes:
-    """Return what is in one zstd frame (RFC 8878) that declares between `least` and `most` bytes."""
+    """Return what is in one zstd frame (RFC 8878) that declares between `least` and `most` bytes.
+
+    Its header is checked before libzstd makes a context, whose size (94 KiB) does not depend on the frame.
+    """
+    if not frame.startswith(zstandard.FRAME_HEADER):  # a skippable frame begins otherwise, and declares its own length
+        raise Malformed("couldn't decode update: a part is not a zstd frame")
     try:
         shape = zstandard.get_frame_parameters(frame)
         size = shape.content_size  # 2^64-1 when the frame does not say

@@ -6,6 +6,7 @@ arithmetic completely; what a version of a recipe computes never changes, anothe
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -122,6 +123,11 @@ class Chosen:
         return self.recipe.name + (":" + ",".join(f"{k}={v}" for k, v in own.items()) if own else "")
 
 
+def _nearest(text: str, known: Mapping[str, Recipe]) -> str:
+    near = difflib.get_close_matches(text[:MAX_TEXT], known, n=1, cutoff=0.5)
+    return f", did you mean {near[0]}?" if near else ""
+
+
 def parse(text: str, known: Mapping[str, Recipe]) -> Chosen:
     """Read a recipe's text.
 
@@ -131,11 +137,14 @@ def parse(text: str, known: Mapping[str, Recipe]) -> Chosen:
     match = _TEXT.fullmatch(text) if len(text) <= MAX_TEXT else None
     if match is None:
         raise MergeRefused(
-            f"couldn't merge: {text[:80]!r} is not a recipe; write name/version or name/version:key=1,other=2"
+            f"couldn't merge: {text[:80]!r} is not a recipe{_nearest(text, known)}; write name/version or "
+            "name/version:key=1,other=2; `fishernet recipes` lists them"
         )
     recipe = known.get(match[1])
     if recipe is None:
-        raise MergeRefused(f"couldn't merge: unknown recipe {match[1]!r}; `fishernet recipes` lists them")
+        raise MergeRefused(
+            f"couldn't merge: unknown recipe {match[1]!r}{_nearest(match[1], known)}; `fishernet recipes` lists them"
+        )
     given = {key: int(value) for key, value in (one.split("=") for one in (match[2] or "").split(",") if one)}
     for key, value in given.items():
         if key not in recipe.parameters:

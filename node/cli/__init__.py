@@ -1,6 +1,7 @@
 """The command line: `fishernet [--home DIR] [--json] COMMAND`.
 
     options.py     what every command accepts: --home, --json, --passphrase-file, -v; output for people or for programs
+    completing.py  what a shell offers for a word that is being typed
     roots.py       init, up, status, log, audit, observe, train, measure, demo, completion, version
     collective.py  collective create | show | invite | approve | join | amend | requests
     data.py        data add | list | show          model.py   model add | list
@@ -137,7 +138,8 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as e:
         ctx = getattr(e, "ctx", None)
         hint = f"see: {ctx.command_path} --help" if ctx else ""
-        return _fail({"code": "usage", "kind": "usage", "message": e.format_message(), "hint": hint}, machine, 2)
+        message = " ".join(e.format_message().split())  # click puts choices on lines of their own, behind tabs
+        return _fail({"code": "usage", "kind": "usage", "message": message, "hint": hint}, machine, 2)
     except click.Abort:
         return _fail({"code": "interrupted", "kind": "retry", "message": "interrupted", "hint": ""}, machine, 130)
     except FishernetError as e:

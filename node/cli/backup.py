@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from node.cli.options import accepts_common, here, printable
+from node.cli.options import accepts_common, backup_passphrase, here, printable
 from protocol.canon import Json
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def backup(file: Path, keys: bool, blobs: bool) -> None:
 
     invocation = here()
     home = invocation.home()
-    made = making.make(home, file, passphrase=_passphrase(confirm=True) if keys else None, blobs=blobs)
+    made = making.make(home, file, passphrase=backup_passphrase(confirm=True) if keys else None, blobs=blobs)
     result: dict[str, Json] = {
         "file": str(file),
         "bytes": file.stat().st_size,
@@ -69,18 +69,11 @@ def restore(file: Path, replace: bool) -> None:
     there = (path / "node.toml").is_file()
     running = there and control.is_up(Home.open(path))
     locked = not there and archive.KEYS in archive.look(file).files
-    passphrase = _passphrase(confirm=False) if locked else os.environ.get("FISHERNET_BACKUP_PASSPHRASE")
+    passphrase = backup_passphrase(confirm=False) if locked else os.environ.get("FISHERNET_BACKUP_PASSPHRASE")
     done = restoring.restore(file, path, passphrase=passphrase, replace=replace, running=running)
     if done.waits:
         commands.run(Home.open(path), "restart", {}, passphrase=lambda: None)
     invocation.answer(done.to_json(), _restored)
-
-
-def _passphrase(*, confirm: bool) -> str:
-    given = os.environ.get("FISHERNET_BACKUP_PASSPHRASE")
-    if given is not None:
-        return given
-    return str(click.prompt("Passphrase of the backup", hide_input=True, confirmation_prompt=confirm, err=True))
 
 
 def _made(out: Console, result: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from node.cli.options import accepts_common, here, printable
+from node.cli.options import accepts_common, here, printable, reading
 
 _WORDS = {
     "view": "its view had it",
@@ -46,7 +46,9 @@ def verify(file: Path, collective: str | None, blobs: Path | None) -> int:
     with file.open("rb") as opened:
         data = opened.read(bundle.MAX_FILE + 1)
     wanted = CollectiveId(as_hex(collective, "collective id")) if collective else None
-    checked = bundle_check.check(bundle.decode(data), wanted)
+    with reading(file, "a proof that something was forgotten"):
+        decoded = bundle.decode(data)
+    checked = bundle_check.check(decoded, wanted)
     told = bundle_words.described(checked)
     code = 0
     if blobs is not None:

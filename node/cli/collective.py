@@ -7,10 +7,17 @@ from pathlib import Path
 
 import click
 
+from node.cli import completing
 from node.cli.options import accepts_common, here
 from protocol.canon import Json
 
-_ROLES = click.Choice(["contributor", "endorser", "auditor"])
+_ROLE = click.option(
+    "--role",
+    type=click.Choice(["contributor", "endorser", "auditor"]),
+    default="contributor",
+    show_default=True,
+    help="A contributor trains and votes, an endorser votes, an auditor reads.",
+)
 _PPM = 1_000_000
 
 
@@ -22,7 +29,11 @@ def collective() -> None:
 
 @collective.command()
 @click.option("--name", required=True, help="A name for people.")
-@click.option("--model", help="Base model by name or digest.  [default: [node] model of the configuration]")
+@click.option(
+    "--model",
+    shell_complete=completing.models,
+    help="Base model by name or digest.  [default: [node] model of the configuration]",
+)
 @click.option("--rank", type=click.IntRange(1, 1024), help="Rank of the adapter.  [default: 16]")
 @click.option("--alpha", type=click.IntRange(1, 4096), help="Scale of the adapter, alpha/rank.  [default: the rank]")
 @click.option("--target", "targets", multiple=True, help="Adapted module; repeat it.  [default: q_proj, v_proj]")
@@ -44,7 +55,9 @@ def collective() -> None:
     help="Bits of a sent value; 1 is the sign alone, times its block's scale.  [default: the preset's, 8]",
 )
 @click.option(
-    "--recipe", help="How contributions are merged; `fishernet recipes` lists it.  [default: contributor-mean/1]"
+    "--recipe",
+    shell_complete=completing.recipes,
+    help="How contributions are merged; `fishernet recipes` lists it.  [default: contributor-mean/1]",
 )
 @click.option(
     "--tolerance", type=click.FloatRange(0), help="Rise of a voter's loss still accepted, nats.  [default: 0.02]"
@@ -131,7 +144,7 @@ def show() -> None:
 @collective.command()
 @click.argument("member", metavar="MEMBER")
 @click.option("--name", help="A name for people.")
-@click.option("--role", type=_ROLES, default="contributor", show_default=True)
+@_ROLE
 @click.option("--weight", type=click.IntRange(min=1), help="Weight in the merge.  [default: 1]")
 @click.option(
     "--organisation", help="Who runs that node; cosignatures of one organisation count once.  [default: the name]"
@@ -162,7 +175,7 @@ def approve(proposal: str) -> None:
 @collective.command()
 @click.argument("collective_id", metavar="COLLECTIVE")
 @click.argument("addresses", nargs=-1, metavar="MULTIADDR...")
-@click.option("--role", type=_ROLES, default="contributor", show_default=True)
+@_ROLE
 @accepts_common
 def join(collective_id: str, addresses: tuple[str, ...], role: str) -> None:
     """Ask to be admitted to COLLECTIVE, whose nodes are dialled at MULTIADDR (as `fishernet status` prints it there)."""

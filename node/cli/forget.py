@@ -62,7 +62,7 @@ def forget(
 ) -> int:
     """Have contributions left out of every later release, and prove it.
 
-    TARGET is a member (by name or id), one contribution (name/number, or 8 digits of its event). One's own go at one's own
+    Named is a member (by name or id), one contribution (name/number, or 8 digits of its event). One's own go at one's own
     word; another member's when a quorum approves (fishernet collective approve, or this command there). The next release is
     to the byte what it would be without them. What others were trained to from a view that had them in it stays, and is
     listed: removal from a merge is not unlearning.

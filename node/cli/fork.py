@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from node.cli.options import accepts_common, here
+from node.cli.options import accepts_common, here, reading
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +74,7 @@ def check(file: Path) -> None:
     from ledger import forks
 
     invocation = here()
-    with file.open("rb") as opened:
+    with file.open("rb") as opened, reading(file, "a proof of a fork"):
         proof = forks.decode(opened.read(2 * forks.MAX_PROOF + 1))
     forks.verify(proof)
     invocation.answer({**_facts(proof), "valid": True}, _one)

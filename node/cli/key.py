@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from node.cli.api_keys import api
-from node.cli.options import Invocation, accepts_common, here
+from node.cli.options import Invocation, accepts_common, backup_passphrase, here
 from protocol.canon import Json
 from protocol.ids import CollectiveId
 
@@ -129,7 +128,7 @@ def backup(file: Path) -> None:
     member = identity.member_of(home)
     if file.exists():
         raise IdentityError(f"couldn't back up keys: {file} exists and is never overwritten")
-    data = keybackup.seal(home, _backup_passphrase(confirm=True))
+    data = keybackup.seal(home, backup_passphrase(confirm=True))
     write_new(file.absolute(), data, mode=0o600)
     steps = "keep it, and its passphrase elsewhere: both together are this member"
     _answer(invocation, {"member": member, "file": str(file), "bytes": len(data), "then": steps})
@@ -146,20 +145,13 @@ def restore(file: Path, name: str | None) -> None:
     from node.keys import identity, keybackup
 
     invocation = here()
-    files = keybackup.open_(file.read_bytes(), _backup_passphrase(confirm=False))
+    files = keybackup.open_(file.read_bytes(), backup_passphrase(confirm=False))
     if not (invocation.home_path / "node.toml").exists():
         Home.init(invocation.home_path, passphrase=None, toml=config.template(name=name or "node"), keys=False)
     home = Home.open(invocation.home_path)
     keybackup.restore(home, files)
     steps = "the first start asks other members how long this node's feed is before it writes: fishernet collective join, then up"
     _answer(invocation, {"member": identity.member_of(home), "home": str(home.path), "then": steps})
-
-
-def _backup_passphrase(*, confirm: bool) -> str:
-    given = os.environ.get("FISHERNET_BACKUP_PASSPHRASE")
-    if given is not None:
-        return given
-    return str(click.prompt("Passphrase of the backup", hide_input=True, confirmation_prompt=confirm, err=True))
 
 
 def _needed(fold: Collective | None) -> Collective:

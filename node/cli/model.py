@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from node.cli import completing
 from node.cli.options import accepts_common, here, progress_console
 from protocol.canon import Json
 
@@ -15,7 +16,7 @@ def model() -> None:
 
 
 @model.command()
-@click.argument("source")
+@click.argument("source", shell_complete=completing.models)
 @accepts_common
 def add(source: str) -> None:
     """Put a base model into the cache. SOURCE is smollm2-135m, tiny (the test model), hf:ORG/NAME, or a folder.

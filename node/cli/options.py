@@ -6,18 +6,20 @@ Invariant: with `--json` nothing but one JSON value goes to stdout.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from node.errors import IdentityError, NodeError
+from node.errors import IdentityError, NodeError, PassphraseNeeded
 from protocol.canon import Json
+from protocol.errors import Malformed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +56,7 @@ class Invocation:
 
         if not identity.is_locked(home):
             return None
-        return str(click.prompt(f"Passphrase of {home.path}", hide_input=True, err=True))
+        return secret(f"Passphrase of {home.path}", instead="--passphrase-file FILE, or FISHERNET_PASSPHRASE")
 
     def ask(self, name: str, /, **args: Json) -> Json:
         """Do `name` on the home that was named: in its daemon when it runs, else offline. None arguments are left out."""
@@ -174,6 +176,43 @@ def _read_passphrase(path: Path) -> str:
 def printable(text: str) -> str:
     """`text` without characters that would move the cursor or colour the terminal: parts of it may be foreign."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+@contextlib.contextmanager
+def reading(file: Path, what: str) -> Iterator[None]:
+    """Say of bytes that are not right in which file they stand, and what was expected there (raises what was raised)."""
+    try:
+        yield
+    except Malformed as e:
+        raise type(e)(f"couldn't read {file} as {what}: {str(e).partition(': ')[2]}") from None
+
+
+def secret(prompt: str, *, confirm: bool = False, instead: str) -> str:
+    """What a person types unseen.
+
+    Raises:
+        PassphraseNeeded: there is nobody to ask; `instead` says how a program gives it.
+    """
+    if not sys.stdin.isatty() and not _has_terminal():
+        raise PassphraseNeeded(f"couldn't ask for the {prompt.lower()}: there is no terminal", hint=instead)
+    return str(click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True))
+
+
+def backup_passphrase(*, confirm: bool) -> str:
+    """The passphrase of a backup: from FISHERNET_BACKUP_PASSPHRASE, else typed (raises PassphraseNeeded)."""
+    given = os.environ.get("FISHERNET_BACKUP_PASSPHRASE")
+    if given is not None:
+        return given
+    return secret("Passphrase of the backup", confirm=confirm, instead="set FISHERNET_BACKUP_PASSPHRASE")
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a terminal, wherever its input comes from: that is where unseen typing is read."""
+    try:
+        with open("/dev/tty", "rb"):
+            return True
+    except OSError:
+        return False
 
 
 def table_of(result: Json) -> Mapping[str, Any]:

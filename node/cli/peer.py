@@ -63,7 +63,7 @@ def remove(peer_id: str) -> None:
 def ban(who: str, lasting: str | None, why: str) -> None:
     """Have nothing to do with a peer, or with a member whatever peer speaks for it: no streams, no dialling, no news.
 
-    WHO is a peer id, a member's name in the charter, its id, or the first eight digits of it or more. Its feed stays here, and
+    Named is a peer id, a member's name in the charter, its id, or the first eight digits of it or more. Its feed stays here, and
     releases still count it; a seat is taken by the collective: `fishernet collective amend --remove MEMBER`.
     """
     invocation = here()

@@ -126,7 +126,7 @@ def _collective(collective: str) -> CollectiveId:
     from protocol.ids import CollectiveId, as_hex
 
     if not collective:
-        raise NoCollective("couldn't read the ledger: this node has no collective", hint="fishernet collective create")
+        raise NoCollective("couldn't read the ledger: this node has no collective")
     return CollectiveId(as_hex(collective, "collective id"))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from node.cli import completing
 from node.cli.options import accepts_common, here
 from protocol.canon import Json
 
@@ -16,17 +17,21 @@ if TYPE_CHECKING:
     from node.cli.render import Result
 
 
-@click.command()
-@click.argument("name", required=False)
+_EXAMPLES: Final = """\b
+For example:  fishernet recipes trimmed-mean/1
+              fishernet collective create --name ours --recipe guarded-mean/1:clip=1500,floor=3000
+              fishernet collective amend recipe=trimmed-mean/1:cut=300
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("name", required=False, shell_complete=completing.recipes)
 @accepts_common
 def recipes(name: str | None) -> None:
-    r"""List the recipes, or show one: its paper, what it means by what was not sent, what it withstands.
+    """List the recipes, or show one: its paper, what it means by what was not sent, what it withstands.
 
-    \b
-    A charter takes a recipe as NAME, or NAME:KEY=INTEGER,... with keys in alphabetical order, for example
-      fishernet collective create --recipe guarded-mean/1:clip=1500,floor=3000 ...
-      fishernet collective amend recipe=trimmed-mean/1:cut=300
-    Shares are in permille. What needs more than contributions cannot stand in a charter.
+    A charter takes a recipe as NAME, or NAME:KEY=INTEGER,... with keys in alphabetical order. Shares are in permille. What
+    needs more than contributions cannot stand in a charter.
     """
     from contrib import recipes as known
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
-from node.cli.options import accepts_common, here, progress_console
+from node.cli import completing
+from node.cli.options import accepts_common, here, progress_console, secret
 from protocol.canon import Json
 
 
 @click.command()
 @click.option("--name", help="A name for people.  [default: the name of this machine]")
-@click.option("--model", default="", help="Base model by name or digest.")
+@click.option("--model", default="", shell_complete=completing.models, help="Base model by name or digest.")
 @click.option(
     "--config", "config_file", type=click.Path(dir_okay=False, path_type=Path), help="Start from this TOML file."
 )
@@ -36,7 +37,11 @@ def init(name: str | None, model: str, config_file: Path | None, ask_passphrase:
     invocation = here()
     passphrase = invocation.passphrase()
     if ask_passphrase and passphrase is None:
-        passphrase = str(click.prompt("New passphrase", hide_input=True, confirmation_prompt=True, err=True))
+        passphrase = secret(
+            "New passphrase",
+            confirm=True,
+            instead="--passphrase-file FILE, or FISHERNET_PASSPHRASE, without --passphrase",
+        )
     if config_file is not None:
         config.load(config_file)
         toml = config_file.read_text(encoding="utf-8")
@@ -69,7 +74,7 @@ def init(name: str | None, model: str, config_file: Path | None, ask_passphrase:
         click.echo(f"the ledger key is not locked: who can read {home.ledger_key} is this member")
     click.echo(f"RECOVERY KEY in {home.recovery_file}: move it offline now; whoever has it can take this node's seat,")
     click.echo("             and without it a lost or stolen ledger key costs the seat")
-    click.echo("next: fishernet model add smollm2-135m")
+    click.echo(f"next: fishernet model add {home.read_config().node.model or 'smollm2-135m'}")
     click.echo(f"      fishernet data add FILE --dataset NAME --home {home.path}")
     click.echo(f"      fishernet collective create --name NAME --home {home.path}   (or: collective join)")
     click.echo(f"      fishernet up --home {home.path}")
@@ -173,7 +178,11 @@ def measure() -> None:
     "--tiny", is_flag=True, help="With the small test model: a quick check; only the texts are downloaded, once."
 )
 @click.option(
-    "--report", type=click.Path(dir_okay=False, path_type=Path), default=Path("demo-report.json"), show_default=True
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("demo-report.json"),
+    show_default=True,
+    help="Where the numbers go.",
 )
 @click.option(
     "--keep", type=click.Path(file_okay=False, path_type=Path), help="Leave the three homes in this directory."

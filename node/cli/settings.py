@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from node.cli import completing
 from node.cli.options import accepts_common, here, table_of
 from protocol.canon import Json
 
@@ -49,7 +50,7 @@ def check(file: Path | None) -> None:
 
 
 @config.command("set")
-@click.argument("key", metavar="SECTION.KEY")
+@click.argument("key", metavar="SECTION.KEY", shell_complete=completing.settings)
 @click.argument("value", metavar="VALUE")
 @accepts_common
 def set_(key: str, value: str) -> None:

@@ -221,11 +221,11 @@ def draft(seat: Seat, replay: Replay) -> Cut | Amendment:
     covered = sizes(seat, replay)
     place = rules.place(fold, covered)
     previous = fold.current_cut()
-    excluded = {x.event: x for x in (previous.excluded if previous else ())}
+    excluded = {x.event: x for x in (rules.carried(previous) if previous else ())}
     fresh, allowance = {c.event for c in fold.pending()}, Allowance(fold)
     for refusal in sorted(rules.refused(fold, covered), key=lambda x: x.event not in fresh):
-        # What is new was admitted when it was `held`; for what was released before there may be no room in this epoch.
-        if allowance.admits(fold.sources[refusal.event].member, refusal):
+        # What is new was admitted when it was `held`; what was released before has its own room, and what is left of the other.
+        if allowance.admits(fold.sources[refusal.event].member, refusal, released=refusal.event not in fresh):
             excluded[refusal.event] = refusal
     for event, exclusion in rules.owed(fold, place).items():
         excluded.setdefault(event, exclusion)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ledger import events, succession
+from ledger.amending import check_keys
 from ledger.collective import Collective, leaf_at
 from ledger.succession import Statement
 from node.collective.seat import Seat
@@ -95,6 +96,7 @@ def propose(seat: Seat, value: Json) -> dict[str, Json]:
 
     Raises:
         NotAllowed: it is not of this collective, or would not be decided.
+        BadCharter: as many keys had seats as a collective can have.
         Malformed, BadKey, BadSignature: it is no statement.
     """
     said = succession.read(value if isinstance(value, dict) else {})
@@ -108,6 +110,7 @@ def propose(seat: Seat, value: Json) -> dict[str, Json]:
             f"couldn't ask for succession: the feed of {said.old[:12]} as it is here does not bear the statement out",
             hint="it names another collective, entries that are not here, or a recovery key that the feed did not commit to",
         )
+    check_keys(fold.ever_members(), said.change())
     seat.append(events.AmendmentProposed(change=said.change()))
     return {"text": f"asked to give the seat of {said.old[:12]} to {said.new[:12]}", "member": said.new}
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from ledger.collective import Collective, Contribution
 from ledger.cuts import Cut
@@ -22,7 +19,7 @@ from node.collective.seat import Seat
 from node.data.egress import Egress, policy_of
 from node.errors import EgressStopped, NotAllowed
 from node.errors_network import NotForUs
-from node.files import room
+from node.files import room, writing
 from node.session import Session
 from node.syncing.blobs import BlobStore
 from node.syncing.exchange import to_wire
@@ -180,7 +177,7 @@ def _member(fold: Collective, name: str) -> MemberId:
 
 def _write(session: Session, blobs: BlobStore, header: Header, key: bytes | None, load: Load, out: Path) -> int:
     done, whole, entries = 0, max(1, sum(c.size for c in load.blobs)), 0
-    with _written(out) as file:
+    with room(f"write bundle {out}"), writing(out, mode=0o600) as file:
         writer = Writer(file, header, key)
         for number, (member, start, end) in enumerate(load.feeds):
             session.told("writing feeds", number / len(load.feeds))
@@ -217,22 +214,6 @@ def chunks_of(blobs: BlobStore, contribution: Contribution) -> Iterator[bytes]:
     while data := blobs.chunk(contribution.blob, at):
         at += len(data)
         yield data
-
-
-@contextmanager
-def _written(out: Path) -> Iterator[BinaryIO]:
-    """A new file that only its owner reads; it gets its name when it is whole and on the disk."""
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    with room(f"write bundle {out}"):
-        try:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(out)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 # -- looking -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from node.collective.seat import Seat
 from node.errors import AccessDenied
 from node.session import Session
 from protocol.canon import Json
-from protocol.ids import Digest, EventId
+from protocol.ids import Digest, EventId, MemberId
 
 PURPOSE: Final = "model-improvement"
 _HOLDS_MS: Final = 3_600_000
@@ -240,6 +240,27 @@ def describe(
     return seat.append(event).entry.event
 
 
+def to_itself(
+    owner: MemberId, dataset: str, *, purposes: Iterable[str], actions: Iterable[str], basis: str, nonce: Digest
+) -> GrantIssued:
+    """A grant by which an owner alone may use all of a data set, without end."""
+    return GrantIssued(
+        dataset=dataset,
+        selector=Selector(),
+        actions=tuple(sorted(set(actions))),
+        purposes=tuple(sorted(set(purposes))),
+        audience=Audience(members=(owner,)),
+        not_before=0,
+        expires=None,
+        uses=None,
+        epsilon_micro=None,
+        depth=0,
+        parent=None,
+        basis=basis,
+        nonce=nonce,
+    )
+
+
 def self_grant(
     session: Session,
     dataset: str,
@@ -259,20 +280,8 @@ def self_grant(
     past = seat.past()
     if any(past.who(seat.book.grants[g].issuer) == seat.me for g in seat.book.named.get(dataset, ())):
         return None
-    event = GrantIssued(
-        dataset=dataset,
-        selector=Selector(),
-        actions=tuple(sorted(set(actions))),
-        purposes=tuple(sorted(set(purposes))),
-        audience=Audience(members=(seat.me,)),
-        not_before=0,
-        expires=None,
-        uses=None,
-        epsilon_micro=None,
-        depth=0,
-        parent=None,
-        basis=basis,
-        nonce=Digest(secrets.token_hex(32)),
+    event = to_itself(
+        seat.me, dataset, purposes=purposes, actions=actions, basis=basis, nonce=Digest(secrets.token_hex(32))
     )
     events.parse(event.TYPE, event.to_json())
     return seat.append(event).entry.event

@@ -1,6 +1,6 @@
 """The names and the head of what a member keeps of its training: learnt but not published, its first run alone, and moments.
 
-The first two are float32 vectors in the ledger's state, saved with the entry that they belong to; `node.training.rounds` reads
+The first two are float32 vectors in the ledger's state, saved with the entry that they belong to; `node.training.learnt` reads
 and writes them. What Adam knew at the end of a run lies beside the run and may be lost. Knows no vector: whoever has to throw
 them away needs no numpy.
 """

@@ -22,7 +22,7 @@ from protocol.errors import FishernetError, Malformed
 from protocol.ids import PeerId
 
 _TROUBLE = (FishernetError, OSError, EOFError)  # a TimeoutError is an OSError
-_TICK_S, _AT_ONCE, _KNOCK_S, _RUMOUR_S = 1.0, 8, 3.0, 60.0
+_TICK_S, _CALM_S, _AT_ONCE, _KNOCK_S, _RUMOUR_S = 1.0, 1.5, 8, 3.0, 60.0
 
 
 class Redialling:
@@ -55,7 +55,7 @@ class Redialling:
                         self._dialling.add(peer)
                         dials.create_task(self._reach(daemon, peer))
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_TICK_S):
+                    async with asyncio.timeout(_TICK_S if self._contacts.missing(connected) else _CALM_S):
                         await self._wake.wait()
                 self._wake.clear()
 

@@ -86,7 +86,7 @@ class Swarm:
         return self._me
 
     def peers(self) -> frozenset[PeerId]:
-        """Peers connected at the last look, at most a second ago."""
+        """Peers connected at the last look, at most a second ago, or one and a half while all are there."""
         return self._connected
 
     def rate(self, peer: PeerId) -> float | None:

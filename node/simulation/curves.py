@@ -32,16 +32,31 @@ def need() -> None:
         )
 
 
-def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write `curves.png` and `curves.svg` into `folder` (raises NoPlots)."""
+def sheet() -> tuple[Any, Any]:
+    """A figure of four panels that gives the same SVG for the same numbers, and the panels [2][2] (raises NoPlots)."""
     need()
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     mpl.rcParams |= {"svg.hashsalt": "fishernet", "svg.fonttype": "none"}
-    releases: Sequence[Mapping[str, Any]] = report["releases"]
     figure = Figure(figsize=(11, 7.5))  # without pyplot: there is no window, and the file's own canvas draws
-    panels = figure.subplots(2, 2, gridspec_kw={"hspace": 0.35, "left": 0.07, "right": 0.98, "bottom": 0.07})
+    return figure, figure.subplots(2, 2, gridspec_kw={"hspace": 0.35, "left": 0.07, "right": 0.98, "bottom": 0.07})
+
+
+def save(figure: Any, folder: Path) -> list[Path]:
+    """Write `curves.png` and `curves.svg` into `folder`; no date stands in them."""
+    paths = []
+    for form in _FORMATS:
+        path = folder / f"curves.{form}"
+        figure.savefig(path, format=form, dpi=120, metadata={"Date": None} if form == "svg" else None)
+        paths.append(path)
+    return paths
+
+
+def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write `curves.png` and `curves.svg` into `folder` (raises NoPlots)."""
+    figure, panels = sheet()
+    releases: Sequence[Mapping[str, Any]] = report["releases"]
     numbers = [r["number"] for r in releases]
     _losses(panels[0][0], numbers, releases)
     _bytes(panels[0][1], numbers, releases)
@@ -49,12 +64,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     _fates(panels[1][1], numbers, releases, report["attackers"])
     made = report["collective"]
     figure.suptitle(f"{made['members']} members, {len(report['attackers'])} of them hostile; {made['recipe']}")
-    paths = []
-    for form in _FORMATS:
-        path = folder / f"curves.{form}"
-        figure.savefig(path, format=form, dpi=120, metadata={"Date": None} if form == "svg" else None)
-        paths.append(path)
-    return paths
+    return save(figure, folder)
 
 
 def _losses(panel: Any, numbers: list[int], releases: Sequence[Mapping[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from ledger import charter as charters
 from ledger import charter_reading, events
 from ledger.charter import Adapter, Base, Charter, Gate, Release, Update
 from ledger.events.grants import ACTIONS
+from node.data import permits
 from node.data.permits import PURPOSE
 from node.sections import Train
 from node.simulation import pool
@@ -114,21 +115,10 @@ def commit(member: Member) -> None:
             basis="simulation",
         )
     )
+    nonce = Digest(hashlib.sha256(member.random.randbytes(16)).hexdigest())
     member.seat.append(
-        events.GrantIssued(
-            dataset=pool.DATASET,
-            selector=events.Selector(),
-            actions=ACTIONS,
-            purposes=(PURPOSE,),
-            audience=events.Audience(members=(member.id,)),
-            not_before=0,
-            expires=None,
-            uses=None,
-            epsilon_micro=None,
-            depth=0,
-            parent=None,
-            basis="simulation",
-            nonce=Digest(hashlib.sha256(member.random.randbytes(16)).hexdigest()),
+        permits.to_itself(
+            member.id, pool.DATASET, purposes=(PURPOSE,), actions=ACTIONS, basis="simulation", nonce=nonce
         )
     )
 

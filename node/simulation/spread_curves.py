@@ -10,22 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from node.simulation.curves import need
+from node.simulation.curves import save, sheet
 
-_FORMATS: Final = ("png", "svg")
 _COLOURS: Final = {"neighbours": "#1f3a5f", "ring": "#c0392b", "full": "#2e7d4f"}
 Swarm = Mapping[str, Any]
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write `curves.png` and `curves.svg` into `folder` (raises NoPlots)."""
-    need()
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams |= {"svg.hashsalt": "fishernet", "svg.fonttype": "none"}
-    figure = Figure(figsize=(11, 7.5))
-    panels = figure.subplots(2, 2, gridspec_kw={"hspace": 0.35, "left": 0.07, "right": 0.98, "bottom": 0.07})
+    figure, panels = sheet()
     swarms: Sequence[Swarm] = report["swarms"]
     burst = report["config"]["swarm"]["burst"]
     _hops(panels[0][0], swarms)
@@ -47,12 +40,7 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
         "kB/s",
     )
     figure.suptitle(f"{max(s['members'] for s in swarms)} members at most; bursts of {burst} entries")
-    paths = []
-    for form in _FORMATS:
-        path = folder / f"curves.{form}"
-        figure.savefig(path, format=form, dpi=120, metadata={"Date": None} if form == "svg" else None)
-        paths.append(path)
-    return paths
+    return save(figure, folder)
 
 
 def _hops(panel: Any, swarms: Sequence[Swarm]) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import secrets
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -25,6 +27,7 @@ from protocol.ids import Digest, as_hex, digest
 READ = 256 * 1024
 MAX_PARTS = 32  # half-fetched files kept for resuming
 MAX_BAD, MAX_BAD_BYTES = 8, 64 << 20  # damaged files kept, and their bytes together
+FRESH_BYTES = 2 << 20  # of blobs that have just come, in memory for whoever reads them next
 
 
 class BlobStore:
@@ -33,6 +36,9 @@ class BlobStore:
     def __init__(self, folder: Path) -> None:
         """Open the folder (made when missing) and clear what a crash left behind."""
         self._folder, self._prefix = folder, f"{folder}{os.sep}"
+        self._drawn, self._numbers = secrets.token_hex(4), itertools.count()  # for names of temporary files
+        self._fresh: dict[Digest, bytes] = {}
+        self._fresh_lock = threading.Lock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for stale in folder.glob(".*.tmp"):
             stale.unlink(missing_ok=True)
@@ -103,29 +109,48 @@ class BlobStore:
             raise BlobCorrupt(f"couldn't take blob {name[:12]}: the bytes have another digest")
         if not self.has(name):
             self._store(name, data, settle=False)
+            self._keep_fresh(name, data)
         return self.path(name)
 
     def _store(self, name: Digest, data: bytes, *, settle: bool) -> None:
-        temporary = self._folder / f".{name}.{secrets.token_hex(4)}.tmp"
+        """Whole and on disk first, then the name. In plain calls: with `Path` they cost as much again as the disk."""
+        temporary = f"{self._prefix}.{name}.{self._drawn}{next(self._numbers)}.tmp"
         with room(f"store blob {name[:12]}"):
             try:
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
+                with open(temporary, "xb", buffering=0) as file:
+                    left = memoryview(data)
+                    while left:
+                        left = left[file.write(left) :]
                     os.fsync(file.fileno())
-                self._name(temporary, name, settle=settle)
+                os.replace(temporary, f"{self._prefix}{name}")
+                if settle:
+                    self._settle()
             except BaseException:
-                temporary.unlink(missing_ok=True)
+                Path(temporary).unlink(missing_ok=True)
                 raise
 
+    def _keep_fresh(self, name: Digest, data: bytes) -> None:
+        """What a peer gave is checked at once: it need not be read and hashed again for that. The oldest go first."""
+        with self._fresh_lock:
+            self._fresh[name] = data
+            while sum(map(len, self._fresh.values())) > FRESH_BYTES:
+                del self._fresh[next(iter(self._fresh))]
+
+    def _take_fresh(self, name: Digest) -> bytes | None:
+        with self._fresh_lock:
+            return self._fresh.pop(name, None)
+
     def read(self, name: Digest, max_bytes: int) -> bytes:
-        """The blob, verified.
+        """The blob, verified; one that has just come is given once as it came.
 
         Raises:
             BlobMissing: it is not here.
             BlobTooLarge: more than `max_bytes`; nothing was read.
             BlobCorrupt: the disk gave other bytes; the file is put aside, so that it is fetched again.
         """
+        fresh = self._take_fresh(name)
+        if fresh is not None and len(fresh) <= max_bytes and self.has(name):
+            return fresh
         path = self.path(name)
         try:
             with path.open("rb") as file:
@@ -157,6 +182,7 @@ class BlobStore:
     def remove(self, name: Digest) -> bool:
         """Forget the blob, what was fetched of it and what was damaged; whether it was here."""
         found = self.has(name)
+        self._take_fresh(name)
         self.path(name).unlink(missing_ok=True)
         self.path(name).with_suffix(".bad").unlink(missing_ok=True)
         self._part(name).unlink(missing_ok=True)
@@ -229,8 +255,11 @@ class BlobStore:
 
     def _name(self, temporary: Path, name: Digest, *, settle: bool) -> None:
         temporary.replace(self.path(name))
-        if not settle:
-            return
+        if settle:
+            self._settle()
+
+    def _settle(self) -> None:
+        """From now on the names that were given outlive a power cut."""
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)

@@ -97,7 +97,7 @@ class Desk:
                 request, member = self._read(stream.peer, protocol, frame)
                 try:
                     await self._answer(stream, request, member)
-                except BlobMissing as e:
+                except (BlobMissing, UnknownHere) as e:  # an honest question; the next one may be answered
                     await stream.write(wire.refusal(e.code))
                 self.answers += 1
                 if not member:

@@ -16,8 +16,8 @@ from typing import Final
 from ledger.checkpoint import Head
 from ledger.entry import Record
 from ledger.errors import StoreFull
-from node.errors_network import UnknownHere
-from node.finding.backoff import HOSTILE_S
+from node.errors_network import PeerRefused, UnknownHere
+from node.finding.backoff import PASSING_S
 from node.syncing.exchange import from_wire
 from node.syncing.taking import Feed, FeedParts, Taking
 from protocol.errors import Malformed, Refused, Retry
@@ -32,7 +32,9 @@ _STORE_FULL_S: Final = 5.0
 _NO_ROOM_S: Final = 5.0
 _PUSHED_S: Final = 0.5  # an author that we follow sends what is new by itself: we ask after so long without it
 _HEDGE_S: Final = 1.0  # who has not answered by then is not waited for alone
+_HEDGE_NEAR_S: Final = 0.5  # the same for the newest few entries: it may be waiting for them itself
 _COMING_S: Final = 0.8  # how long an asker may wait for what is coming: less than it waits for us
+_WAITED_S: Final = (0.25, 0.25)
 # Who is so many entries behind wants the blobs with them; who is further behind has better to do first.
 _NEAR: Final = 4
 ATTACH: Final = 256 * 1024  # bytes of blobs that come with entries
@@ -40,11 +42,12 @@ ATTACH: Final = 256 * 1024  # bytes of blobs that come with entries
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Page:
-    """An answer: records whose signatures nobody has checked, and the blob of each, if it came along."""
+    """An answer: records whose signatures nobody has checked, the blob of each, if it came along, and how long it took."""
 
     records: list[Record]
     note: bytes
     blobs: Sequence[bytes]
+    took_s: float = 0.0
 
 
 class Feeds:
@@ -116,6 +119,8 @@ class Feeds:
     def claim(self, member: MemberId, peer: PeerId, size: int) -> None:
         """`peer` itself says that it holds so many entries."""
         self.of(member).claims[peer] = size
+        if size > (held := self.size(member)):
+            self._parts.backoff.clear(_lacking(peer, member, held))
 
     def heard(self, member: MemberId, size: int) -> None:
         """Its author announces that a feed has so many entries: what peers said before says nothing about these."""
@@ -160,15 +165,13 @@ class Feeds:
         return root_at(head.size, tree.nodes).hex() == head.root
 
     async def coming(self, member: MemberId, start: int, asker: MemberId) -> None:
-        """Wait a moment for entry `start` of a feed if it is on its way to us, and we stand nearer to its author than `asker`.
+        """Wait a moment for entry `start` of a feed if it is on its way to us; once for each asker and feed.
 
-        Strictly nearer, so that nobody waits in a circle; once for each asker and feed. So pages run down from the author
-        as fast as the links are, and nobody has to come back for them.
+        So pages run down from the author as fast as the links are, and nobody has to come back for them. Two that wait for each
+        other lose nothing: each asks a second one meanwhile, and the moment ends.
         """
-        feed, near = self._feeds.get(member), self._parts.neighbours.nearness
+        feed = self._feeds.get(member)
         if feed is None or feed.frozen or not feed.pulled or feed.target <= start or asker in feed.waiting:
-            return
-        if near(member, self._parts.me) >= near(member, asker) or self.size(member) > start:
             return
         feed.waiting.add(asker)
         try:
@@ -201,7 +204,7 @@ class Feeds:
                     continue
                 news.clear()
                 peers = self._candidates(member, feed)
-                if peers and await self._pull_page(peers, member, feed):
+                if peers and await self._pull_page(peers[0], member, feed):
                     wait = 0.1
                 elif not peers:
                     try:
@@ -226,10 +229,11 @@ class Feeds:
         parts, size = self._parts, self.size(member)
         authors = parts.directory.peers_of(member)
 
-        def order(peer: PeerId) -> tuple[bool, bool, bool, bool, bool, int, PeerId]:
+        def order(peer: PeerId) -> tuple[bool, bool, bool, bool, bool, bool, int, PeerId]:
             speaks, rate, claimed = parts.directory.member_of(peer), parts.network.rate(peer), feed.claims.get(peer)
             return (
                 claimed is not None and claimed <= size,  # it had not got it when it was asked
+                speaks in feed.waiting,  # it has not got it now
                 claimed is None and peer not in authors,
                 rate is not None and rate < SLOW_RATE,
                 peer not in authors,
@@ -241,22 +245,23 @@ class Feeds:
         found = [
             peer
             for peer in parts.network.peers()
-            if not parts.backoff.blocked((peer, member))
+            if not (parts.backoff.blocked((peer, member)) or parts.backoff.blocked(_lacking(peer, member, size)))
             and not parts.rules.banned(peer, parts.directory.member_of(peer))
         ]
         return sorted(found, key=order)
 
-    async def _pull_page(self, peers: Sequence[PeerId], member: MemberId, feed: Feed) -> bool:
-        """Ask the first; if it takes long, the second too. Whether something was stored."""
+    async def _pull_page(self, best: PeerId, member: MemberId, feed: Feed) -> bool:
+        """Ask the best; if it takes long, another one too, who does not wait for us itself. Whether something was stored."""
         start = self.size(member)
-        first = asyncio.ensure_future(self._ask(peers[0], member, start))
-        asked = {first: peers[0]}
+        first = asyncio.ensure_future(self._ask(best, member, start))
+        asked = {first: best}
         try:
-            if len(peers) > 1:
-                done, _ = await asyncio.wait({first}, timeout=_HEDGE_S)
-                if not done:
-                    self.hedged += 1
-                    asked[asyncio.ensure_future(self._ask(peers[1], member, start))] = peers[1]
+            alone_s = _HEDGE_NEAR_S if feed.target - start <= _NEAR else _HEDGE_S
+            done, _ = await asyncio.wait({first}, timeout=alone_s)
+            others = () if done else [peer for peer in self._candidates(member, feed) if peer != best]
+            if others:
+                self.hedged += 1
+                asked[asyncio.ensure_future(self._ask(others[0], member, start))] = others[0]
             waiting = set(asked)
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -274,15 +279,23 @@ class Feeds:
 
     async def _ask(self, peer: PeerId, member: MemberId, start: int) -> _Page:
         parts, rate = self._parts, self._parts.network.rate(peer)
-        near = self._feeds[member].target - start <= _NEAR and member != parts.me
+        feed, began = self._feeds[member], parts.clock()
+        near = feed.target - start <= _NEAR and member != parts.me
         slow = rate is not None and rate < SLOW_RATE
         attach = ATTACH if parts.rules.attached is not None and near and not slow else 0
         blobs: Sequence[bytes] = ()
-        if attach:
-            page, blobs = await parts.asker.range(peer, member, start, attach)
-        else:
-            page = await parts.asker.page(peer, member, start)
-        return _Page(records=from_wire(page.records), note=page.note, blobs=blobs)
+        try:
+            if attach:
+                page, blobs = await parts.asker.range(peer, member, start, attach)
+            else:
+                page = await parts.asker.page(peer, member, start)
+        except PeerRefused as e:
+            if e.reason != UnknownHere.code:
+                raise
+            return _Page(
+                records=[], note=b"", blobs=(), took_s=parts.clock() - began
+            )  # it has not even the first entry
+        return _Page(records=from_wire(page.records), note=page.note, blobs=blobs, took_s=parts.clock() - began)
 
     async def sent(self, peer: PeerId, member: MemberId, start: int, page: FeedPage, blobs: Sequence[bytes]) -> bool:
         """Take a page that `peer` sends by itself, as it was asked to from `start` on; whether it was stored."""
@@ -306,25 +319,26 @@ class Feeds:
                 claimed = feed.claims.pop(peer, 0) > start
                 if records:
                     raise Malformed(f"couldn't pull feed of {member[:12]}: the peer answers with other entries")
-                if claimed:  # it may hold a head and be pulling the entries itself: left alone, not blamed
+                waited = page.took_s >= _COMING_S / 2  # it pulls them itself, and let us wait for them
+                if claimed and not waited:
                     raise UnknownHere(f"couldn't pull feed of {member[:12]}: the peer has nothing from {start} on")
-                parts.backoff.fail(matter)  # it never said that it had more
+                parts.backoff.fail(_lacking(peer, member, start), _WAITED_S if waited else PASSING_S)
                 return False
             if member != parts.me:
                 records = records[: parts.rules.room(member)]
             await self._taking.take(feed, member, records, page.note, page.blobs)
         except StoreFull as e:
-            parts.trouble("feed", peer, e)
+            parts.failures.tell("feed", peer, e)
             await asyncio.sleep(_STORE_FULL_S)
-        except Refused as e:
-            parts.trouble("feed", peer, e)
-            parts.rules.faulty(peer, e)
-            parts.backoff.fail(matter, HOSTILE_S)
-        except Retry as e:
-            parts.trouble("feed", peer, e)
-            parts.backoff.fail(matter)
+        except (Refused, Retry) as e:
+            parts.failures.note("feed", peer, matter, e)
         else:
             parts.backoff.clear(matter)
             self.pages += 1
             return True
         return False
+
+
+def _lacking(peer: PeerId, member: MemberId, start: int) -> tuple[str, PeerId, MemberId, int]:
+    """The matter that a peer had nothing of a feed from `start` on: no fault, and over once it says that it has, or we have."""
+    return "lacking", peer, member, start

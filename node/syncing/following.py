@@ -17,6 +17,7 @@ from node.finding.backoff import HOSTILE_S, Backoff
 from node.ports import Network
 from node.syncing.directory import Directory
 from node.syncing.exchange import NOT_SPOKEN, Asker
+from node.syncing.failures import Failures
 from node.syncing.feeds import ATTACH, SLOW_RATE, Feeds
 from node.syncing.rules import SyncRules
 from protocol.errors import Refused, Retry
@@ -39,12 +40,12 @@ class Following:
         backoff: Backoff,
         rules: SyncRules,
         wants: Callable[[MemberId], bool],
-        trouble: Callable[[str, PeerId, Exception], None],
+        failures: Failures,
         lost: Callable[[PeerId], None],
     ) -> None:
         """Follow nobody before `tend`; `lost` hears of a peer that is not followed any more."""
         self._network, self._asker, self._feeds, self._directory = network, asker, feeds, directory
-        self._backoff, self._rules, self._wants, self._trouble = backoff, rules, wants, trouble
+        self._backoff, self._rules, self._wants, self._failures = backoff, rules, wants, failures
         self._lost = lost
         self._open: dict[PeerId, MemberId] = {}
         self._older: set[PeerId] = set()  # connected peers that speak only older versions
@@ -52,6 +53,10 @@ class Following:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def all_of(self, members: Collection[MemberId]) -> bool:
+        """Whether we follow each of these members now."""
+        return frozenset(members) <= frozenset(self._open.values())
 
     def tend(self, jobs: asyncio.TaskGroup, among: Collection[PeerId]) -> None:
         """Begin to follow whoever of these can be followed now."""
@@ -85,19 +90,13 @@ class Following:
             await self._pages(peer, member)
         except PeerRefused as e:
             lost = False
-            self._trouble("follow", peer, e)
-            self._backoff.fail(matter, _REFUSED_S)
-        except Refused as e:
-            self._trouble("follow", peer, e)
-            self._rules.faulty(peer, e)
-            self._backoff.fail(matter, HOSTILE_S)
-        except Retry as e:
+            self._failures.note("follow", peer, matter, e, _REFUSED_S)
+        except (Refused, Retry) as e:
             if isinstance(e, PeerUnreachable) and NOT_SPOKEN in str(e):
                 lost = False
                 self._older.add(peer)
             else:
-                self._trouble("follow", peer, e)
-                self._backoff.fail(matter)
+                self._failures.note("follow", peer, matter, e)
         finally:
             feed.following -= 1
             del self._open[peer]

@@ -15,9 +15,10 @@ from typing import Final
 
 from ledger.checkpoint import Head
 from node.errors_network import OutdatedPeer, PeerBanned
-from node.finding.backoff import HOSTILE_S, Backoff
+from node.finding.backoff import Backoff
 from node.ports import Network
 from node.syncing.directory import Directory
+from node.syncing.failures import Failures
 from node.syncing.feeds import Feeds
 from node.syncing.heads import Heads
 from node.syncing.meeting import PER_ROUND, Meeting
@@ -57,7 +58,7 @@ class InquiryParts:
     clock: Callable[[], float]
     me: MemberId
     met: Callable[[Binding], None]
-    trouble: Callable[[str, PeerId, Exception], None]
+    failures: Failures
 
 
 class Inquiring:
@@ -154,13 +155,8 @@ class Inquiring:
             await self._with_place(parts.heads.ask(peer, self._speaks))
             parts.meeting.answered(peer)
             parts.backoff.clear(peer)
-        except Refused as e:
-            parts.trouble("heads", peer, e)
-            parts.rules.faulty(peer, e)
-            parts.backoff.fail(peer, HOSTILE_S)
-        except Retry as e:
-            parts.trouble("heads", peer, e)
-            parts.backoff.fail(peer)
+        except (Refused, Retry) as e:
+            parts.failures.note("heads", peer, peer, e)
         finally:
             self._asked.pop(peer, None)
             self._changed.set()

@@ -10,7 +10,6 @@ Invariant: with gossip lost, late or switched off, members that stay connected e
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import secrets
 import time
@@ -27,6 +26,7 @@ from node.syncing.desk import Desk
 from node.syncing.directory import Directory
 from node.syncing.donors import Rank
 from node.syncing.exchange import Asker
+from node.syncing.failures import Failures
 from node.syncing.feeds import Feeds
 from node.syncing.fetching import Fetcher
 from node.syncing.following import MOST, Following
@@ -45,9 +45,8 @@ from protocol.ids import CollectiveId, Digest, MemberId, PeerId
 
 __all__ = ["OwnHead", "Sync", "SyncRules"]
 
-log = logging.getLogger(__name__)
-
 HEADS_EVERY_S = 5.0
+QUIET_ROUNDS = 3  # left out in a row while nothing happens
 MAX_BLOB = 64 << 20
 
 
@@ -77,6 +76,7 @@ class Sync:
         me = self._binding.member
         self._neighbours = neighbours or Neighbours(collective, me, self._rng)
         self._backoff = Backoff(clock)
+        self._failures = Failures(self._backoff, rules.faulty)
         self._asker = Asker(network, collective, self._binding, clock=clock)
         self._directory = Directory(network.peer)
         self._meeting = Meeting(rng=self._rng, clock=clock, member_of=self._known_member)
@@ -103,7 +103,8 @@ class Sync:
                 wants=self._wants,
                 me=me,
                 neighbours=self._neighbours,
-                trouble=self._trouble,
+                clock=clock,
+                failures=self._failures,
             )
         )
         self._desk = Desk(
@@ -138,7 +139,7 @@ class Sync:
                 clock=clock,
                 me=me,
                 met=self.met,
-                trouble=self._trouble,
+                failures=self._failures,
             )
         )
         self._following = Following(
@@ -149,7 +150,7 @@ class Sync:
             backoff=self._backoff,
             rules=rules,
             wants=self._wants,
-            trouble=self._trouble,
+            failures=self._failures,
             lost=self._inquiring.again,
         )
         self._announcing = Announcing(
@@ -163,7 +164,8 @@ class Sync:
             told=self._told_all,
         )
         self._bound: Mapping[PeerId, MemberId] = {}
-        self._last_error = ""
+        self._left_out = 0  # rounds in a row
+        self._at_last: object = None  # what was known at the last round
         self._desk.open(network)
         network.subscribe(wire.topic(collective), self._heard)
         network.on_peers(self._peers_changed)
@@ -184,7 +186,8 @@ class Sync:
                 self._feeds.start(jobs)
                 while True:
                     self._introduce()
-                    self._inquiring.round()
+                    if not self._quiet():
+                        self._inquiring.round()
                     self._asker.lines.expire()
                     self._following.tend(jobs, self._inquiring.answered())
                     await self._announcing.now(again=True)
@@ -265,7 +268,7 @@ class Sync:
             "asking": sorted(self._desk.asking),
             **self._fetcher.status(),
             "quarantined": self._backoff.blocked_count(),
-            "last_error": self._last_error,
+            "last_error": self._failures.last,
             "heads_asked": self._heads.asked,
             "heads_taken": self._heads.notes,
             "heads_sent": self._desk.notes_sent,
@@ -282,12 +285,24 @@ class Sync:
 
     def _told_all(self) -> bool:
         """Whether every other member that has shown a peer follows us now."""
+        return bool(len(self._desk.followers)) and self._all_in(self._desk.followers.all_of)
+
+    def _all_in(self, holds: Callable[[Collection[MemberId]], bool]) -> bool:
+        """Whether it holds for all other members that have shown a peer; False when they are many."""
         members = frozenset(self._directory.members()) | frozenset(self._bound.values())
-        if not len(self._desk.followers) or len(members) > 2 * MOST:
-            return False
-        return self._desk.followers.all_of(
-            [member for member in members if member != self._binding.member and self._rules.allowed(member)]
-        )
+        me, allowed = self._binding.member, self._rules.allowed
+        return len(members) <= 2 * MOST and holds([m for m in members if m != me and allowed(m)])
+
+    def _quiet(self) -> bool:
+        """Whether this round may be left out: everybody sends us what is new, and nothing has happened since the last one."""
+        peers = self._network.peers()
+        known = (self._store.changes(self._collective, 1 << 62)[1], peers)
+        calm = known == self._at_last and not self._meeting.due(peers, ())
+        if calm and self._left_out < QUIET_ROUNDS and self._all_in(self._following.all_of):
+            self._left_out += 1
+            return True
+        self._left_out, self._at_last = 0, known
+        return False
 
     # -- peers -------------------------------------------------------------------------------------------------------
     def _introduce(self) -> None:
@@ -342,7 +357,3 @@ class Sync:
         banned, directory = self._rules.banned, self._directory
         ranked = directory.ranked(prefer, self._network.peers())
         return [peer for peer in ranked if not banned(peer, directory.member_of(peer))]
-
-    def _trouble(self, what: str, peer: PeerId, error: Exception) -> None:
-        self._last_error = f"{what} from {peer[-6:]}: {error}"
-        log.debug("event=sync-trouble what=%s peer=%s error=%s", what, peer[-6:], error)

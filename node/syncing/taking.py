@@ -22,6 +22,7 @@ from node.ports import Network
 from node.syncing.blobs import BlobStore
 from node.syncing.directory import Directory
 from node.syncing.exchange import Asker
+from node.syncing.failures import Failures
 from node.syncing.neighbours import Neighbours
 from node.syncing.rules import SyncRules
 from protocol.ids import CollectiveId, MemberId, PeerId
@@ -44,7 +45,8 @@ class FeedParts:
     wants: Callable[[MemberId], bool]
     me: MemberId
     neighbours: Neighbours
-    trouble: Callable[[str, PeerId, Exception], None]
+    clock: Callable[[], float]
+    failures: Failures
 
 
 @dataclass(slots=True, kw_only=True)
@@ -111,7 +113,7 @@ class Taking:
             return
         if fresh:
             feed.ring()
-            log.info("event=records member=%s from=%d count=%d", member[:12], fresh[0].entry.header.seq, len(fresh))
+            log.debug("event=records member=%s from=%d count=%d", member[:12], fresh[0].entry.header.seq, len(fresh))
             parts.rules.took(member, len(fresh), sum(_weight(record) for record in fresh))
             parts.rules.on_records(member, fresh)
 

@@ -15,7 +15,6 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +29,12 @@ from node.collective.seat import Seat
 from node.data import erasing
 from node.data.egress import Egress, Reject
 from node.data.permits import Permits
-from node.data.residual import FIRST as _FIRST
-from node.data.residual import HEAD as _HEAD
-from node.data.residual import STATE
+from node.data.residual import FIRST, STATE
 from node.errors import NotAllowed
 from node.ports import Trainer, TrainJob
 from node.sections import Train
 from node.syncing.blobs import BlobStore
-from node.training import runs, settings
+from node.training import learnt, runs, settings
 from node.training.readiness import Readiness
 from node.training.runs import Ran
 from protocol import contribution as blobs
@@ -174,7 +171,7 @@ class Rounds:
             chosen = settings.told(config, planned, trained.chosen)
             self._last = {"steps": chosen["steps"], "learning_rate": chosen["lr"]}
             self.progress = {"state": "measuring", "run": run}
-            own = _load(trained.theta, charter)
+            own = learnt.load(trained.theta, charter)
             losses = await self._scales.losses(
                 {"view": model, "own": Model(vector=own, digest=model_digest(own), registers={})}
             )
@@ -238,17 +235,17 @@ class Rounds:
         self._refuse_forgotten(ran)
         self._egress.in_force()
         self._permits.still(ran.datasets, ran.run, {STATE + ".run": ran.run.encode()})
-        learnt, left, made = await asyncio.to_thread(self._make, ran, charter)
+        whole, left, made = await asyncio.to_thread(self._make, ran, charter)
         number = 1 + sum(c.epoch == ran.epoch for c in seat.fold.contributions.get(seat.me, []))
         card, blob = self._packed(ran, charter, number, made)
         answer = self._egress.examine(blob, [ran.purpose], coordinates=charter.adapter.coordinates)
         if isinstance(answer, Reject):
-            raise self._egress.refuse(ran.run, answer, self._state(ran, learnt))
+            raise self._egress.refuse(ran.run, answer, self._state(ran, whole))
         digest = await asyncio.to_thread(self._blobs.put, blob)
         self._refuse_forgotten(ran)  # again: nothing comes between this and the entry
         state = self._state(ran, left)
         if number == 1:
-            state[_FIRST] = _pack(ran.epoch, self._next_size(), _load(ran.theta, charter))
+            state[FIRST] = learnt.pack(ran.epoch, self._next_size(), learnt.load(ran.theta, charter))
         seat.append(
             events.Published(epoch=ran.epoch, number=number, blob=digest, size=len(blob), run=ran.run), state=state
         )
@@ -305,29 +302,23 @@ class Rounds:
 
     def first_own(self) -> Model | None:
         """What our first run of this epoch learnt alone, from our own rows only."""
-        saved = self._seat.store.get_state(_FIRST)
-        if saved is None:
-            return None
-        name, _size, coordinates = _HEAD.unpack_from(saved)
         charter = self._seat.fold.charter
-        if name.hex() != charter.epoch_id or coordinates != charter.adapter.coordinates:
-            return None
-        vector = np.frombuffer(saved, dtype="<f4", offset=_HEAD.size).astype(np.float32)
-        return Model(vector=vector, digest=model_digest(vector), registers={})
+        saved = learnt.unpack(self._seat.store.get_state(FIRST), charter.epoch_id, charter.adapter.coordinates)
+        return None if saved is None else Model(vector=saved[1], digest=model_digest(saved[1]), registers={})
 
     def _state(self, ran: Ran, residual: Vector) -> dict[str, bytes]:
         """What is saved with the next entry of our feed: this run is done, and this much is learnt and not published."""
-        return {STATE: _pack(ran.epoch, self._next_size(), residual), STATE + ".run": ran.run.encode()}
+        return {STATE: learnt.pack(ran.epoch, self._next_size(), residual), STATE + ".run": ran.run.encode()}
 
     def _next_size(self) -> int:
         return self._seat.fold.sizes.get(self._seat.me, 0) + 1
 
     def _make(self, ran: Ran, charter: Charter) -> tuple[Vector, Vector, updates.Made]:
         """All that is learnt and not published, what is left of it after the update, and the update taken out of it."""
-        theta, view = _load(ran.theta, charter), _load(ran.view_vector, charter)
+        theta, view = learnt.load(ran.theta, charter), learnt.load(ran.view_vector, charter)
         wanted = feedback.DEFAULT.wanted(self._residual(ran.epoch, charter), theta - view)
         made = updates.make(
-            _load(ran.fisher, charter),
+            learnt.load(ran.fisher, charter),
             wanted,
             density_ppm=charter.update.density_ppm,
             value_bits=charter.update.value_bits,
@@ -338,16 +329,11 @@ class Rounds:
 
     def _residual(self, epoch: Digest, charter: Charter) -> Vector:
         """Learnt but not published; zero in a new epoch, and when our feed has grown elsewhere since it was saved."""
-        zero = np.zeros(charter.adapter.coordinates, dtype=np.float32)
-        saved = self._seat.store.get_state(STATE)
-        if saved is None:
-            return zero
-        name, size, coordinates = _HEAD.unpack_from(saved)
+        saved = learnt.unpack(self._seat.store.get_state(STATE), epoch, charter.adapter.coordinates)
         ours = self._seat.fold.contributions.get(self._seat.me, [])
-        behind = bool(ours) and ours[-1].source.seq + 1 > size
-        if name.hex() != epoch or coordinates != len(zero) or behind:
-            return zero
-        return np.frombuffer(saved, dtype="<f4", offset=_HEAD.size).astype(np.float32)
+        if saved is None or (ours and ours[-1].source.seq + 1 > saved[0]):
+            return np.zeros(charter.adapter.coordinates, dtype=np.float32)
+        return saved[1]
 
     def _forget_runs(self, last: str) -> None:
         for folder in self._seat.home.runs.iterdir():
@@ -360,17 +346,6 @@ def _joint(roots: list[Digest]) -> Digest:
     if len(roots) == 1:
         return roots[0]
     return Digest(root_of([leaf_hash(bytes.fromhex(r)) for r in roots]).hex())
-
-
-def _load(path: Path, charter: Charter) -> Vector:
-    vector = np.load(path, allow_pickle=False)
-    if vector.dtype != np.float32 or vector.shape != (charter.adapter.coordinates,):
-        raise NotAllowed(f"couldn't use {path.name}: not a vector of this epoch")
-    return np.asarray(vector, dtype=np.float32)
-
-
-def _pack(epoch: Digest, size: int, residual: Vector) -> bytes:
-    return _HEAD.pack(bytes.fromhex(epoch), size, len(residual)) + residual.astype("<f4").tobytes()
 
 
 def _how(chosen: Mapping[str, Any]) -> dict[str, Json]:

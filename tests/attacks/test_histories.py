@@ -26,6 +26,7 @@ from ledger.compliance.repeat import repeat
 from ledger.compliance.signs import links, signs
 from ledger.entry import Record
 
+PART = 1000  # histories of one test
 NAMES = ("ada", "bob", "cyd", "dan")
 DATABASE = empty()
 
@@ -233,13 +234,16 @@ def honest(planned: tuple[list[tuple[str, int, int]], int, int]) -> None:
     assert found == []
 
 
-def sample(pytestconfig: pytest.Config) -> int:
-    return int(pytestconfig.getoption("--histories"))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A large sample runs in parts, so that no part meets the time limit of a test and workers can share them."""
+    if "part" in metafunc.fixturenames:
+        whole = int(metafunc.config.getoption("--histories"))
+        metafunc.parametrize("part", [min(PART, whole - start) for start in range(0, whole, PART)])
 
 
-def test_random_honest_histories_give_no_finding(pytestconfig: pytest.Config) -> None:
+def test_random_honest_histories_give_no_finding(part: int) -> None:
     run = settings(
-        max_examples=sample(pytestconfig), deadline=None, database=None, phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck), derandomize=sample(pytestconfig) <= 1000,
+        max_examples=part, deadline=None, database=None, phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck), derandomize=part < PART,
     )(given(PLANS)(honest))  # fmt: skip
     run()

@@ -54,6 +54,46 @@ def test_colluders_cannot_spoil_an_honest_members_bearing(seed: int) -> None:
     assert not influence.bearings(made, FAULTS)[HONEST[0]].opposed
 
 
+def made_of(parts: dict[MemberId, np.ndarray]) -> dict[MemberId, Register]:
+    counts = np.ones(P, dtype=np.int32)
+    return {m: Register(units=(v * 2**20).astype(np.int64), counts=counts.copy()) for m, v in parts.items()}
+
+
+def alike(*, shared: float, friends: float, seed: int) -> dict[MemberId, Register]:
+    """Three of ten have a direction of their own in common, `shared` of everybody's, and some of what two honest members do."""
+    rng = np.random.default_rng(seed)
+    common, own = rng.normal(size=(2, P))
+    parts = {member: 0.3 * common + rng.normal(size=P) for member in HONEST}
+    near = parts[HONEST[0]] + parts[HONEST[1]]
+    return made_of(parts | {member: shared * common + own + friends * near + rng.normal(size=P) for member in HOSTILE})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kin_who_point_against_most_others_do_not_hide_behind_two_that_they_are_near_to(seed: int) -> None:
+    """Label flip: what it unlearns is most members' gain, and one or two are left indifferent."""
+    found = influence.bearings(alike(shared=-0.5, friends=0.2, seed=seed), FAULTS)
+    assert [m for m in sorted(found) if found[m].opposed] == HOSTILE
+    assert set(influence.suspects(found, sorted(found), worse=False)) == set(HOSTILE)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_honest_kin_with_texts_foreign_to_all_others_are_not_even_suspects(seed: int) -> None:
+    """At right angles to the rest and alike among themselves, as three with a language of their own."""
+    found = influence.bearings(alike(shared=0.05, friends=0.0, seed=seed), FAULTS)
+    assert influence.suspects(found, sorted(found), worse=False) == ()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_colluders_cannot_spoil_the_bearing_of_honest_kin(seed: int) -> None:
+    """Three honest members are alike; the three that are hostile send the opposite of them."""
+    rng = np.random.default_rng(seed)
+    common, language = rng.normal(size=(2, P))
+    parts = {m: 0.3 * common + rng.normal(size=P) + (language if n < 3 else 0.0) for n, m in enumerate(HONEST)}
+    opposite = -3 * sum(parts[m] for m in HONEST[:3])
+    found = influence.bearings(made_of(parts | dict.fromkeys(HOSTILE, opposite)), FAULTS)
+    assert not any(found[m].opposed for m in HONEST)
+
+
 def test_an_oversized_member_is_measured_and_an_empty_or_lone_one_breaks_nothing() -> None:
     made = registers(0.3)
     big = made[HOSTILE[0]]

@@ -117,11 +117,11 @@ def test_the_test_models_losses_under_bfloat16_are_those_of_transformers() -> No
     ],
 )
 def test_model_that_the_forward_pass_does_not_cover_is_left_to_transformers(change: Any, tmp_path: Path) -> None:
-    from contrib import llama
+    from contrib import llama, llama_config
 
     values = json.loads((models.tiny_folder() / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(values | change))
-    with pytest.raises(llama.Unfit):
+    with pytest.raises(llama_config.Unfit):
         llama.read_config(tmp_path)
 
 

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import audit, checkpoint
+from ledger import audit, checkpoint, entry
 from ledger.audit import Finding
 from ledger.errors import ForkSeen, StoreBroken
-from ledger.store import Store
-from ledger.tree import GrowingTree
+from ledger.reading import BODIES, LINES
+from ledger.store import Draft, Store
+from ledger.tree import INSERT_NODE, INSERT_TILE, GrowingTree, node_rows, place_of, tile_rows
 from protocol import keys
-from protocol.ids import CollectiveId, digest
+from protocol.ids import ZERO, CollectiveId, Digest, digest
 from protocol.merkle import leaf_hash
 
 KEY, OTHER = keys.SigningKey(b"\x01" * 32), keys.SigningKey(b"\x02" * 32)
@@ -278,6 +279,57 @@ def test_threads_change_no_finding(ledger: Path, threads: int) -> None:
         assert audit.integrity(store, COLLECTIVE, threads=threads) == audit.integrity(store, COLLECTIVE)
 
 
+LONG, UNSIGNED = 4 * LINES + 150, [0, LINES - 1, LINES, 2 * LINES + 130, 4 * LINES + 149]  # more chunks than wait
+
+
+@pytest.fixture(scope="module")
+def unsigned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A long feed in which nothing is wrong but some signatures: the chain, the leaves and the tree are those of its lines."""
+    path = tmp_path_factory.mktemp("unsigned") / "ledger.db"
+    with Store.open(path) as store:
+        store.append(OTHER, COLLECTIVE, "test.event", {}, now_ms=0, salt=bytes(16))
+    rows, leaves, prev = [], [], ZERO
+    for seq in range(LONG):
+        line = entry.make(
+            KEY, collective=COLLECTIVE, seq=seq, prev=prev, ts=seq, type="test.event", seen=(), body={}, salt=bytes(16)
+        ).entry.line  # fmt: skip
+        if seq in UNSIGNED:
+            line = line[:-20] + (b"A" if line[-20:-19] != b"A" else b"B") + line[-19:]
+        leaves.append(leaf_hash(line))
+        prev = Digest(leaves[-1].hex())
+        rows.append((place_of(9, seq), line, leaves[-1], bytes(16), b"{}"))
+    grown = GrowingTree().extend(leaves)
+    database = sqlite3.connect(path)
+    database.execute("INSERT INTO feeds VALUES (9, ?, ?)", (COLLECTIVE, MEMBER))
+    database.executemany("INSERT INTO entries (place, line, leaf, salt, data) VALUES (?, ?, ?, ?, ?)", rows)
+    database.executemany(INSERT_TILE, tile_rows(9, grown.tiles))
+    database.executemany(INSERT_NODE, node_rows(9, grown.nodes))
+    database.commit()
+    database.close()
+    return path
+
+
+@pytest.mark.parametrize(("mode", "threads"), [("full", 1), ("lines", 2), ("checkpoint", 1)])
+def test_each_wrong_signature_of_a_long_feed_is_found_and_nothing_else(
+    unsigned: Path, mode: audit.Mode, threads: int
+) -> None:
+    with Store.open(unsigned, writer=False) as store:
+        found = list(audit.feed_integrity(store, COLLECTIVE, MEMBER, mode=mode, threads=threads))
+    assert [(f.code, f.seq) for f in found] == [("bad-signature", seq) for seq in UNSIGNED]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_was_read_before_the_damage_keeps_its_findings(unsigned: Path, tmp_path: Path, threads: int) -> None:
+    damaged = tmp_path / "ledger.db"
+    shutil.copy(unsigned, damaged)
+    tamper(damaged, "PRAGMA writable_schema = ON", "UPDATE sqlite_master SET sql = replace(sql, ' STRICT', '')")
+    tamper(damaged, f"UPDATE entries SET line = 'text' WHERE feed = 9 AND seq = {2 * LINES + 5}")  # noqa: S608
+    with Store.open(damaged, writer=False) as store:
+        found = list(audit.feed_integrity(store, COLLECTIVE, MEMBER, mode="lines", threads=threads))
+    before = [("bad-signature", seq) for seq in UNSIGNED if seq < 2 * LINES]
+    assert [(f.code, f.seq) for f in found] == [*before, ("store-broken", None)]
+
+
 def test_a_finding_names_the_event(ledger: Path) -> None:
     with Store.open(ledger, writer=False) as store:
         event = store.records(COLLECTIVE, MEMBER)[3].entry.event
@@ -414,3 +466,16 @@ def test_a_bit_that_makes_another_type_of_a_column_is_a_finding_and_no_crash(
         if found:
             with pytest.raises(StoreBroken):
                 store.records(COLLECTIVE, MEMBER)
+
+
+def test_bodies_are_read_a_few_megabytes_at_a_time(tmp_path: Path) -> None:
+    """A stored body may have 768 KiB, and a thousand of them come from one hostile member."""
+    with Store.open(tmp_path / "ledger.db") as store:
+        body = {"padding": "x" * 700_000}
+        drafts = [Draft(type="test.event", body=body, salt=bytes(16)) for _ in range(60)]
+        store.append_all(KEY, COLLECTIVE, drafts, now_ms=1)
+        chunks = list(store.raw_chunks(COLLECTIVE, MEMBER, bodies=True))
+        assert [row[0] for rows in chunks for row in rows] == list(range(60))
+        assert max(sum(len(row[4]) for row in rows) for rows in chunks) < BODIES + 16 * (1 << 20)
+        assert len(chunks) > 1
+        assert audit.integrity(store, COLLECTIVE) == []

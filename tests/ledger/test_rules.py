@@ -132,6 +132,16 @@ def test_a_cut_with_one_thing_changed_is_unfit_and_says_why(reason: str, value: 
     assert rules.check(FOLD, value) == Unfit(reason=reason)
 
 
+def test_verdicts_are_named_where_they_led_to_an_exclusion_and_later_cuts_may_do_without_them() -> None:
+    (carried,) = HONEST.excluded
+    assert (carried.reason, len(carried.evidence)) == (rules.REFUSED, 2)
+    bare = replace(HONEST, excluded=rules.carried(HONEST))
+    assert bare.excluded == (replace(carried, evidence=()),)
+    assert rules.check(FOLD, bare) == Fits()
+    part = replace(HONEST, excluded=(replace(carried, evidence=carried.evidence[:1]),))
+    assert rules.check(FOLD, part) == Unfit(reason="exclusion-without-evidence")
+
+
 def test_a_fault_of_the_blob_itself_is_left_to_those_who_have_it() -> None:
     assert rules.check(FOLD, excluded(HONEST, EMPTY)) == Fits(hard=(EMPTY,))
 
@@ -145,6 +155,14 @@ def test_a_cut_that_brings_nothing_new_is_unfit() -> None:
     assert rules.check(ada.fold, ada.draft()) == Unfit(reason="nothing-new")
     ada.publish()
     assert rules.check(ada.fold, ada.draft()) == Fits()
+    bob = paper.members["bob"]
+    object_to(paper, ada, ["ada", "bob", "cyd"])
+    paper.decide()
+    again = bob.draft()
+    assert isinstance(again, Cut)
+    bare = replace(again, excluded=rules.carried(again))
+    assert bare.excluded != again.excluded
+    assert [rules.check(bob.fold, cut) for cut in (again, bare)] == [Unfit(reason="nothing-new")] * 2
 
 
 def test_what_is_not_here_yet_is_named_with_the_size_that_is_needed() -> None:

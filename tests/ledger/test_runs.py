@@ -68,6 +68,16 @@ def test_a_run_with_a_changed_byte_passes_only_if_each_line_still_reads_as_its_e
     assert header.prev == (ZERO if which == 0 else rows[which - 1][2].hex())
 
 
+@pytest.mark.parametrize("junk", [b"x", b"\n", b'","seen":[],"seq":4', b'{"e":'])
+def test_a_run_with_bytes_too_many_anywhere_in_a_line_is_not_passed(junk: bytes) -> None:
+    seq, line, _ = ROWS[4]
+    for at in range(len(line) + 1):
+        changed = line[:at] + junk + line[at:]
+        rows = [*ROWS[:4], (seq, changed, entry.leaf_hash(changed))]
+        if runs.follow(COLLECTIVE, MEMBER, 0, ZERO, rows) is not None:
+            entry.parse_stored(changed)  # a longer name of the type, perhaps
+
+
 def careful(line: bytes) -> object:
     try:
         return entry._read_json(line)

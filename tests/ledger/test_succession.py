@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from paper import Paper, PaperMember, key
 from states import state
 
-from ledger import events, rules, succession
+from ledger import amending, events, rules, succession
 from ledger.amending import MAX_ROTATIONS, amended
 from ledger.charter import Former
 from ledger.collective import Collective
-from ledger.cuts import Amendment, Cut
+from ledger.cuts import MAX_LIST, Amendment, Cut
 from ledger.errors import BadCharter
 from ledger.rules import Fits, Lacking, Unfit
 from ledger.succession import Statement
+from protocol import parcel, wire
 from protocol.errors import BadKey, BadSignature, Malformed, Refused
 from protocol.ids import ZERO, CollectiveId, Digest, MemberId, digest
 from protocol.keys import SigningKey, member_id
@@ -439,6 +440,60 @@ def test_a_thief_that_rotates_on_and_on_leaves_room_for_the_recovery() -> None:
     assert len(charter.seat_of(bob.id).was) == MAX_ROTATIONS  # type: ignore[union-attr]
     back = amended(charter, said(bob, "bob safe", RECOVERY).change())
     assert back.seat_of(bob.id) == back.member(member_id(key("bob safe")))
+
+
+def test_a_collective_whose_decisions_list_all_feeds_they_can_seats_no_other_key_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(amending, "MAX_KEYS", 5)
+    monkeypatch.setattr(amending, "FOR_RECOVERIES", 1)
+    table = paper()
+    ada, bob, cyd = table.members.values()
+    for name in ("dan", "eve"):
+        table.guest(name)
+        new: dict[str, Any] = {"id": member_id(key(name)), "name": name, "role": "auditor", "weight": 1}
+        asked = ada.say(events.AmendmentProposed(change={"op": "add", "member": new}))
+        for voter in (bob, cyd):
+            voter.say(events.AmendmentApproved(proposal=asked.entry.event))
+        table.deliver_all()
+        if name == "dan":
+            table.decide()
+    ask(bob, said(bob, "bob two"))
+    table.deliver_all()
+    assert ada.fold.ripe_amendments() == []
+    place, late = rules.place(ada.fold, ada.fold.sizes), list(ada.fold.asked.values())[1:]
+    assert len(late) == 2
+    for each in late:
+        value = Amendment(place=place, proposal=each.source.event, change=each.change)
+        assert rules.check(ada.fold, value) == Unfit(reason="amendment-invalid")
+    joined(table, "bob safe")
+    ask(ada, said(bob, "bob safe", RECOVERY))
+    table.decide()
+    assert seat(table, "bob safe") is not None, "the last place is for whoever lost a key"
+    assert len(ada.fold.ever_members()) == amending.MAX_KEYS
+    height = ada.fold.height
+    ada.publish()
+    table.dead |= {"bob"}
+    table.release()
+    assert ada.fold.height > height
+
+
+def test_a_key_beyond_what_decisions_list_is_refused_with_what_to_do() -> None:
+    known = {MemberId(digest(f"{n}".encode())) for n in range(amending.MAX_KEYS - amending.FOR_RECOVERIES)}
+    bob = paper().members["bob"]
+    guest: dict[str, Any] = {"op": "add", "member": {"id": member_id(key("new"))}}
+    for change in (guest, said(bob, "bob two").change()):
+        amending.check_keys(known - {min(known)}, change)
+        with pytest.raises(BadCharter, match=r"960 have, or had, a seat here.*1024.*fishernet collective create"):
+            amending.check_keys(known, change)
+    amending.check_keys(known, {"op": "add", "member": {"id": min(known)}})
+    amending.check_keys(known, {"op": "remove", "id": min(known)})
+    recovery = said(bob, "bob safe", RECOVERY).change()
+    amending.check_keys(known, recovery)
+    full = known | {MemberId(digest(f"more {n}".encode())) for n in range(amending.FOR_RECOVERIES)}
+    with pytest.raises(BadCharter, match="1024 have, or had"):
+        amending.check_keys(full, recovery)
+    assert min(MAX_LIST, wire.MAX_HEADS, parcel.MAX_FEEDS) >= amending.MAX_KEYS
 
 
 def test_the_limits_of_a_seat_are_read_from_it() -> None:

@@ -169,3 +169,30 @@ assert [p.name for p in Path({str(tmp_path)!r}).iterdir()] == [kept]
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout.split()) == (0, ["disk-full", "disk-full"]), done.stderr
+
+
+def test_blob_that_has_just_come_is_given_once_as_it_came_and_then_as_the_disk_has_it(tmp_path):
+    store = BlobStore(tmp_path / "blobs")
+    name = digest(DATA)
+    path = store.take(name, DATA)
+    path.write_bytes(b"damaged")
+    assert store.read(name, len(DATA)) == DATA
+    with pytest.raises(BlobCorrupt):
+        store.read(name, len(DATA))
+    store.take(name, DATA)
+    with pytest.raises(BlobTooLarge):
+        store.read(name, len(DATA) - 1)
+    store.take(name, DATA)
+    store.remove(name)
+    with pytest.raises(BlobMissing):
+        store.read(name, len(DATA))
+
+
+def test_blobs_that_have_just_come_take_little_memory_however_many_come(tmp_path):
+    store = BlobStore(tmp_path / "blobs")
+    many = [bytes([n]) * (FRESH_BYTES // 4) for n in range(9)]
+    for data in [*many, bytes(FRESH_BYTES + 1)]:
+        store.take(digest(data), data)
+        assert sum(map(len, store._fresh.values())) <= FRESH_BYTES
+    for data in many:
+        assert store.read(digest(data), len(data)) == data

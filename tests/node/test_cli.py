@@ -355,6 +355,23 @@ def test_completion_completes_commands_and_their_parts() -> None:
     assert done.stdout.split() == ["plain,invite"]
 
 
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("recipes trimmed-m", ["plain,trimmed-mean/1"]),
+        ("collective create --recipe guarded", ["plain,guarded-mean/1"]),
+        ("model add ti", ["plain,tiny"]),
+        ("init --model smol", ["plain,smollm2-135m"]),
+        ("config set train.st", ["plain,train.steps"]),
+        ("config set nothing.", []),
+    ],
+)
+def test_completion_offers_the_names_that_are_known(line: str, offered: list[str]) -> None:
+    words = {"_FISHERNET_COMPLETE": "bash_complete", "COMP_CWORD": str(len(line.split()))}
+    done = command(COMP_WORDS=f"fishernet {line}", **words)
+    assert (done.stdout.split(), done.stderr) == (offered, "")
+
+
 def test_version_names_what_changes_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     versions = answer(capsys, "version")
     assert versions["numpy"]

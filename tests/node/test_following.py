@@ -101,6 +101,33 @@ async def test_strangers_hear_of_it_a_little_later_and_members_at_once_while_one
 
 
 @virtually
+async def test_members_that_follow_each_other_ask_seldom_while_nothing_happens_and_at_the_next_round_when_something_does(
+    tmp_path,
+):
+    members = homes(tmp_path, "abc")
+    async with Air() as air:
+        nodes = await together(air, members, gossip=False, heads_every_s=5.0)
+        for node in nodes:
+            node.append(n=0)
+            await node.sync.announce()
+        await asyncio.sleep(60)
+
+        def asked():
+            return [node.sync.status()["heads_asked"] for node in nodes]
+
+        before = asked()
+        await asyncio.sleep(200)
+        assert all(16 <= now - then <= 24 for now, then in zip(asked(), before, strict=True)), (
+            "two every twenty seconds"
+        )
+        before = asked()
+        nodes[0].append(n=1)
+        await nodes[0].sync.announce()
+        await asyncio.sleep(6)
+        assert all(now > then for now, then in zip(asked(), before, strict=True))
+
+
+@virtually
 async def test_follower_that_takes_nothing_gets_one_page_and_holds_up_nobody(tmp_path):
     one, two, three = members = homes(tmp_path)
     async with Air() as air:

@@ -388,7 +388,9 @@ def test_refusals_whose_proof_no_longer_fits_into_an_entry_wait_uncovered(
         )
     table.deliver()
     assert {x.event for x in ada.cut().excluded} == {c.event for c in sent[:2]}
-    monkeypatch.setattr(allowance, "ROOM", 2 * allowance.EVIDENCE)  # for one of the two: three voters blame each
+    monkeypatch.setattr(
+        allowance, "ROOM", 4 * allowance.EVIDENCE
+    )  # half of it for one of the two: three voters blame each
     short = ada.cut()
     assert len(short.excluded) == 1
     waiting = next(c for c in sent[:2] if c.event != short.excluded[0].event)

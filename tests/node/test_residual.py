@@ -16,8 +16,10 @@ from seats import Table
 from contrib import feedback
 from node import sections
 from node.data import residual
+from node.training import learnt
 from node.training.rounds import Rounds
 from protocol import contribution, sparse
+from protocol.ids import digest
 
 SIGNS = {"update": {"density_ppm": 250_000, "value_bits": 1, "block": 16}}  # one row of 16 out of four
 
@@ -47,6 +49,19 @@ def waiting(desk: Desk) -> Any:
     saved = desk.ada.store.get_state(residual.STATE)
     assert saved is not None
     return np.frombuffer(saved, dtype="<f4", offset=residual.HEAD.size)
+
+
+def test_what_was_saved_is_read_back_in_its_own_epoch_only() -> None:
+    epoch, vector = digest(b"this epoch"), np.arange(5, dtype=np.float32)
+    saved = learnt.pack(epoch, 7, vector)
+    found = learnt.unpack(saved, epoch, 5)
+    assert found is not None
+    assert (found[0], found[1].tolist()) == (7, vector.tolist())
+    assert found[1].flags.writeable
+    assert learnt.unpack(saved, digest(b"the next one"), 5) is None
+    assert learnt.unpack(saved, epoch, 6) is None
+    assert learnt.unpack(residual.nothing()[residual.STATE], epoch, 5) is None
+    assert learnt.unpack(None, epoch, 5) is None
 
 
 def test_a_charter_of_one_bit_is_served_by_whole_rows_and_the_card_says_so(desk: Desk) -> None:

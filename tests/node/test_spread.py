@@ -228,6 +228,15 @@ def test_every_entry_reaches_everybody_in_every_topology_and_a_newcomer_catches_
     assert ring["connections"]["max"] == 2
 
 
+def test_round_a_ring_an_entry_runs_as_fast_as_the_links_though_everybody_asks_before_the_neighbour_has_it() -> None:
+    (ring,) = ran(swarm={"sizes": [24], "topologies": ["ring"], "burst": 4, "idle_s": 2.0, "joins": False})["swarms"]
+    hops = ring["one"]["page_hops"]["max"]
+    assert hops >= 12
+    for phase in ("one", "burst"):
+        assert ring[phase]["seconds"]["all"] < 0.2 * hops + 1  # a question and its answer are 0.12 s at most
+        assert ring[phase]["spent"]["messages_by_kind"]["/fishernet/feed/1"] < 12 * ring[phase]["entries"]
+
+
 @pytest.fixture(scope="module")
 def grown() -> tuple[dict[str, Any], dict[str, Any]]:
     """A small swarm and one of three times as many."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from circle import Circle, make_circle, refused, told
 
+from ledger import amending
 from ledger.errors import BadEvent
 from ledger.store import Store
 from node import config
@@ -18,6 +19,7 @@ from node.errors import IdentityError, NotAHome, NotAllowed, WrongPassphrase
 from node.home import Home
 from node.keys import identity, keybackup
 from protocol.ids import CollectiveId, MemberId
+from protocol.keys import SigningKey, member_id
 
 
 @pytest.fixture
@@ -158,6 +160,19 @@ def test_a_statement_of_another_collective_is_not_asked_for(circle: Circle, caps
     refused(capsys, circle.homes["ada"], "key", "propose", str(path))
     path.write_text("nonsense")
     refused(capsys, circle.homes["ada"], "key", "propose", str(path))
+
+
+def test_no_key_is_asked_for_where_no_decision_could_list_its_feed(
+    circle: Circle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amending, "MAX_KEYS", 3)
+    monkeypatch.setattr(amending, "FOR_RECOVERIES", 0)
+    size = circle.fold("ada").sizes
+    guest = member_id(SigningKey.generate())
+    for command in (("collective", "invite", guest, "--name", "guest"), ("key", "rotate")):
+        text = refused(capsys, circle.homes["ada"], *command)
+        assert text.startswith("couldn't seat another key: 3 have, or had, a seat here")
+    assert circle.fold("ada").sizes == size
 
 
 def test_status_warns_while_the_recovery_key_is_on_this_machine(

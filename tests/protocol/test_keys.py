@@ -60,6 +60,44 @@ def test_a_signature_of_one_domain_is_worth_nothing_in_another() -> None:
         keys.verify(MEMBER, "entry", b"message", signature[:-1])
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 6)), max_size=8), st.sampled_from(["entry", None]))
+def test_many_signatures_at_once_are_judged_as_one_by_one(cases: list[tuple[bytes, int]], domain: str | None) -> None:
+    messages, signatures, wrong = [], [], []
+    for place, (said, kind) in enumerate(cases):
+        signature = KEY.sign(said).signature if domain is None else keys.sign(KEY, domain, said)
+        message = said + b"x" if kind == 0 else said
+        if kind == 1:
+            signature = bytes([signature[0] ^ 1]) + signature[1:]
+        if kind == 2:
+            signature = keys.sign(KEY, "peer-binding", said)
+        messages.append(message)
+        signatures.append(signature)
+        if kind < 3:
+            wrong.append(place)
+        if domain is not None:
+            try:
+                keys.verify(MEMBER, domain, message, signature)
+            except BadSignature:
+                assert kind < 3
+            else:
+                assert kind >= 3
+    assert keys.wrong_signatures(MEMBER, keys.signed_messages(domain, messages, signatures)) == wrong
+
+
+@pytest.mark.parametrize("length", [0, 63, 65, 128])
+def test_among_many_a_signature_of_another_length_is_refused_as_it_could_be_read_in_two_ways(length: int) -> None:
+    whole = keys.sign(KEY, "entry", b"b" * 64) + b"b" * 64
+    signed = [keys.sign(KEY, "entry", b"a"), whole[:length]]
+    with pytest.raises(BadSignature):
+        keys.signed_messages("entry", [b"a", whole[length:]], signed)
+
+
+def test_many_signatures_under_a_key_that_is_no_point_are_refused() -> None:
+    with pytest.raises(BadKey):
+        keys.wrong_signatures(LOW_ORDER["order 8"], keys.signed_messages("entry", [b"a"], [bytes(64)]))
+
+
 def test_a_second_spelling_of_a_signature_is_refused() -> None:
     order = 2**252 + 27742317777372353535851937790883648493
     signature = keys.sign(KEY, "entry", b"message")

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from contrib.errors import WrongModel
 from node.errors_serving import ContextTooLong
-from node.serving.engine.adapter import HostAdapter
 from node.serving.engine.model import ModelShape, Site
 from node.serving.engine.pool import Pool
-from node.serving.engine.runner import ROWS, SLOTS, Opened, Work, default_dtype
+from node.serving.engine.rows import ROWS, SLOTS, Opened, Runner, Work
+from node.serving.engine.runner import default_dtype
 
 UNSTATED_CONTEXT = 2048
 
@@ -35,7 +35,7 @@ class _Row:
     cache: Any = None
 
 
-class FallbackRunner:
+class FallbackRunner(Runner):
     """Runs any causal language model that transformers knows; see `LlamaRunner` for the methods."""
 
     def __init__(
@@ -70,47 +70,25 @@ class FallbackRunner:
         most = int(getattr(config, "max_position_embeddings", 0) or UNSTATED_CONTEXT)
         self.context: Final = min(most, context or most)
         self.vocabulary: Final = int(config.vocab_size)
-        self.rows: Final = rows
         self.kernels: Final = "transformers"
         head = self._model.get_output_embeddings()
         linears = {p: m for p, m in self._model.named_modules() if isinstance(m, nn.Linear) and m is not head}
         self.shape: Final = ModelShape(sites=tuple(_site(path, linears[path]) for path in sorted(linears)), base=base)
-        self._pool = Pool(self.shape, slots=slots, device=self.device, dtype=self.dtype)
+        super().__init__(Pool(self.shape, slots=slots, device=self.device, dtype=self.dtype), rows)
         self._slot = 0  # of the row that runs
         for path, module in linears.items():
             module.register_forward_hook(self._hook(path))
         takes = inspect.signature(self._model.forward).parameters
         self._keep = "logits_to_keep" in takes
-        self._rows: dict[int, _Row] = {}
-        self._free = list(range(rows - 1, -1, -1))
-
-    def activate(self, adapter: HostAdapter) -> int:
-        """Put the adapter into a slot (1 or more). Raises MemoryError: none is free."""
-        return self._pool.put(adapter)
-
-    def deactivate(self, slot: int) -> None:
-        """Give a slot back. Raises ValueError: a row still uses it."""
-        if any(row.slot == slot for row in self._rows.values()):
-            raise ValueError(f"couldn't deactivate slot {slot}: a row uses it")
-        self._pool.remove(slot)
-
-    def slots_free(self, rank: int) -> int:
-        """How many more adapters of this rank can be activated."""
-        return self._pool.free(rank)
 
     def open(self, ids: Sequence[int], slot: int, version: str) -> Opened:
         """Take a row for a prompt. Raises MemoryError: all are taken; ContextTooLong: the prompt does not fit."""
         self._check(len(ids))
-        if not self._free:
-            raise MemoryError("couldn't open a row: all are taken")
-        number = self._free.pop()
-        self._rows[number] = _Row(slot)
-        return Opened(row=number, cached=0)
+        return Opened(row=self._take(_Row(slot)), cached=0)
 
     def close(self, row: int, keep: bool) -> None:
         """Free a row."""
-        del self._rows[row]
-        self._free.append(row)
+        self._leave(row)
 
     def step(self, work: Sequence[Work]) -> list[Tensor | None]:
         """Read every row's tokens, one row after another; see `LlamaRunner.step`."""
@@ -118,15 +96,6 @@ class FallbackRunner:
             self._check(self._rows[item.row].length + len(item.ids))
         with torch.inference_mode():
             return [self._run(self._rows[item.row], item) for item in work]
-
-    def embed(self, ids: Sequence[int]) -> Tensor:
-        """The mean of the base's last hidden states over the tokens, float32 [hidden]. Raises ContextTooLong."""
-        opened = self.open(ids, 0, "")
-        try:
-            (found,) = self.step([Work(row=opened.row, ids=ids, want="hidden")])
-            return torch.empty(0) if found is None else found.mean(0)
-        finally:
-            self.close(opened.row, keep=False)
 
     def _run(self, row: _Row, item: Work) -> Tensor | None:
         self._slot = row.slot

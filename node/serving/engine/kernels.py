@@ -28,8 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contrib.llama_config import Config
 from node.serving.engine.cache import PAGE, Storage
-from node.serving.engine.model import Config, Weights
+from node.serving.engine.model import Weights, sites
 from node.serving.engine.ops import Batch
 from node.serving.engine.pool import Pool
 
@@ -266,7 +267,7 @@ class NativePass:
         self._embedding = weights.embedding
         self._bf16 = weights.embedding.dtype == torch.bfloat16
         self._head = Packed(library, weights.head)
-        self._sites = {site.name: SlotTable(pool.slots, site.width, site.outs) for site in config.sites()}
+        self._sites = {site.name: SlotTable(pool.slots, site.width, site.outs) for site in sites(config)}
         self._heads = (SiteTable * len(self._sites))(*(table.head for table in self._sites.values()))
         self._kept: list[Any] = [rotary, storage, weights.norm]
         self._layers = (Layer * config.layers)(*(self._layer(n, weights, storage) for n in range(config.layers)))

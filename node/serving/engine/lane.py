@@ -23,7 +23,7 @@ from node.errors_serving import Busy
 from node.serving.engine.answer import ALL, DEADLINE, NONE, Answer, Request
 from node.serving.engine.embedding import Embedding, Embeds
 from node.serving.engine.reports import Counts, Reports
-from node.serving.engine.runner import EMBEDDING, Work
+from node.serving.engine.rows import EMBEDDING, Work
 from node.serving.engine.sampling import draw_rows, score_rows
 from node.serving.engine.scheduler import BASE, Entry, Limits, Scheduler, Start
 from node.serving.engine.store import Found, Source

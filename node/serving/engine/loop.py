@@ -24,7 +24,8 @@ from node.serving.engine.answer import Request
 from node.serving.engine.embedding import Embeds
 from node.serving.engine.lane import Lane
 from node.serving.engine.reports import Reports
-from node.serving.engine.runner import Work, open_runner
+from node.serving.engine.rows import Work
+from node.serving.engine.runner import open_runner
 from node.serving.engine.scheduler import BASE, Limits
 from node.serving.engine.store import Source
 from node.serving.engine.text import Text

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contrib.llama_config import Config
 from node.serving.engine.adapter import Pair
 from node.serving.engine.cache import PAGE, Storage
-from node.serving.engine.model import Config, Site, Weights
+from node.serving.engine.model import Site, Weights, sites
 from node.serving.engine.pool import Pool
 
 
@@ -79,7 +80,7 @@ class TorchPass:
             bgmv(y, x, site, number, [(tokens, pair) for tokens, pair in found if pair is not None])
             return y
 
-        qkv_site, o_site, gate_up_site, down_site = config.sites()
+        qkv_site, o_site, gate_up_site, down_site = sites(config)
         x = F.embedding(torch.tensor(batch.ids, device=self._device), weights.embedding).float()
         for number, layer in enumerate(weights.layers):
             h = rms(x, layer.before_attention, config.eps)

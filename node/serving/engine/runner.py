@@ -10,48 +10,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from contrib.llama import Unfit
+from contrib.llama_config import Unfit
 from contrib.weights import tensors
 from node.errors_serving import ContextTooLong
 from node.serving.engine import kernels
-from node.serving.engine.adapter import HostAdapter
 from node.serving.engine.cache import PAGE, Pages, Row, Storage
-from node.serving.engine.model import ModelShape, load_weights, read_config, rotary
+from node.serving.engine.model import ModelShape, load_weights, read_config, rotary, sites
 from node.serving.engine.ops import Batch, Segment, TorchPass
 from node.serving.engine.pool import Pool
+from node.serving.engine.rows import ROWS, SLOTS, Opened, Runner, Work
 
-ROWS = 16
-SLOTS = 128
-EMBEDDING = "\0embedding"  # a version of its own: all hidden states are wanted, so nothing may come from the cache
 KEPT_BYTES = 256 << 20  # keys and values of ended rows that later prompts may begin with
 MEMORY_SHARE = 0.25  # of the machine's memory may hold keys and values
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """Tokens that a row reads in a step, and what is wanted: "none", logits of the "last" or of "all", or "hidden" states."""
-
-    row: int
-    ids: Sequence[int]
-    want: str = "last"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """A fresh row; the first `cached` tokens of its prompt are read already."""
-
-    row: int
-    cached: int
-
-
-class LlamaRunner:
+class LlamaRunner(Runner):
     """Runs a Llama-family model. Shapes and families: `node.serving.engine.model`."""
 
     def __init__(
@@ -77,12 +56,11 @@ class LlamaRunner:
         self._config = config = read_config(folder)
         self.device: Final = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype: Final = dtype or default_dtype(folder, self.device)
-        self.rows: Final = rows
         self.vocabulary: Final = config.vocabulary
-        self.shape: Final = ModelShape(sites=config.sites(), base=base)
+        self.shape: Final = ModelShape(sites=sites(config), base=base)
         token = 2 * config.layers * config.kv_heads * config.head_dim * self.dtype.itemsize  # bytes in the cache
         self.context: Final = min(config.context, context or config.context, _room(self.device) // (token * rows))
-        self._pool = Pool(self.shape, slots=slots, device=self.device, dtype=self.dtype)
+        super().__init__(Pool(self.shape, slots=slots, device=self.device, dtype=self.dtype), rows)
         count = rows * -(-self.context // PAGE)
         self._pages = Pages(count, kept=KEPT_BYTES // (token * PAGE), base=base)
         storage = Storage.make(
@@ -102,23 +80,6 @@ class LlamaRunner:
             else kernels.NativePass(built, config, weights, tables, storage, self._pool)
         )
         self.kernels: Final[str] = self._pass.name
-        self._rows: dict[int, Row] = {}
-        self._free = list(range(rows - 1, -1, -1))
-
-    # -- adapters ----------------------------------------------------------------------------------------------------
-    def activate(self, adapter: HostAdapter) -> int:
-        """Put the adapter into a slot (1 or more). Raises MemoryError: none is free."""
-        return self._pool.put(adapter)
-
-    def deactivate(self, slot: int) -> None:
-        """Give a slot back. Raises ValueError: a row still uses it."""
-        if any(row.slot == slot for row in self._rows.values()):
-            raise ValueError(f"couldn't deactivate slot {slot}: a row uses it")
-        self._pool.remove(slot)
-
-    def slots_free(self, rank: int) -> int:
-        """How many more adapters of this rank can be activated."""
-        return self._pool.free(rank)
 
     # -- rows --------------------------------------------------------------------------------------------------------
     def open(self, ids: Sequence[int], slot: int, version: str) -> Opened:
@@ -133,16 +94,12 @@ class LlamaRunner:
                 f"couldn't answer: the model reads at most {self.context} tokens, the prompt has {len(ids)}",
                 limit=self.context,
             )
-        if not self._free:
-            raise MemoryError("couldn't open a row: all are taken")
-        number = self._free.pop()
-        self._rows[number] = row = Row(slot=slot, version=version)
-        return Opened(row=number, cached=self._pages.find(row, ids))
+        row = Row(slot=slot, version=version)
+        return Opened(row=self._take(row), cached=self._pages.find(row, ids))
 
     def close(self, row: int, keep: bool) -> None:
         """Free a row; with `keep` later rows may begin with what it read."""
-        self._pages.release(self._rows.pop(row), keep=keep)
-        self._free.append(row)
+        self._pages.release(self._leave(row), keep=keep)
 
     def step(self, work: Sequence[Work]) -> list[Tensor | None]:
         """Read every row's tokens in one pass; for each the wanted logits, float32 [1 or len(ids), vocabulary].
@@ -168,20 +125,6 @@ class LlamaRunner:
                 row.sound = sound
                 self._pages.publish(row)
             return self._results(work, batch, hidden)
-
-    def embed(self, ids: Sequence[int]) -> Tensor:
-        """The mean of the base's last hidden states over the tokens, float32 [hidden].
-
-        Raises:
-            ContextTooLong: more tokens than the model reads.
-            MemoryError: all rows are taken.
-        """
-        opened = self.open(ids, 0, EMBEDDING)
-        try:
-            (found,) = self.step([Work(row=opened.row, ids=ids, want="hidden")])
-            return torch.empty(0) if found is None else found.mean(0)
-        finally:
-            self.close(opened.row, keep=False)
 
     # -- the pass ----------------------------------------------------------------------------------------------------
     def _batch(self, work: Sequence[Work]) -> Batch:

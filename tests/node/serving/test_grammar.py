@@ -17,7 +17,8 @@ from contrib.models import tiny_folder
 from node.errors import JobRefused
 from node.ports import Sampling
 from node.serving.engine.grammar import MOST_SCHEMA, Grammar
-from node.serving.engine.runner import Work, open_runner
+from node.serving.engine.rows import Work
+from node.serving.engine.runner import open_runner
 from node.serving.engine.sampling import NO_TOKEN, Drawn, Sampler, draw_rows
 from node.serving.engine.text import Text
 

@@ -10,13 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contrib.llama_config import Config
 from contrib.models import tiny_folder
 from node.serving.engine import kernels, ops
 from node.serving.engine.adapter import Pair
 from node.serving.engine.cache import PAGE
-from node.serving.engine.model import Config, Site
+from node.serving.engine.model import Site
 from node.serving.engine.ops import Batch, Segment
-from node.serving.engine.runner import LlamaRunner, Work
+from node.serving.engine.rows import Work
+from node.serving.engine.runner import LlamaRunner
 
 TYPES = st.sampled_from([torch.float32, torch.bfloat16])
 SIXTEENS = st.integers(1, 12).map(lambda n: 16 * n)

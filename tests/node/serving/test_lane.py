@@ -14,7 +14,7 @@ from node.errors import JobRefused
 from node.errors_serving import BadVector, Busy
 from node.serving.engine.embedding import Embeds
 from node.serving.engine.lane import PROMPT_BESIDE
-from node.serving.engine.runner import Work
+from node.serving.engine.rows import Work
 from node.serving.engine.scheduler import Limits
 from node.serving.engine.store import RETRY, Source
 from protocol.errors import FishernetError

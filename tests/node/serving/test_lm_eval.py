@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from contrib.models import tiny_folder
-from node.serving.engine.runner import Work, open_runner
+from node.serving.engine.rows import Work
+from node.serving.engine.runner import open_runner
 from node.serving.engine.sampling import score_rows
 from tests.support.live_engine import Live
 

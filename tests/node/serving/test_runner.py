@@ -13,7 +13,8 @@ from contrib.models import tiny_folder
 from node.errors_serving import BadVector, ContextTooLong
 from node.serving.engine.adapter import from_peft, from_vector
 from node.serving.engine.cache import PAGE
-from node.serving.engine.runner import LlamaRunner, Work
+from node.serving.engine.rows import Work
+from node.serving.engine.runner import LlamaRunner
 
 ALL = AdapterSpec(rank=4, alpha=8, targets=("all-linear",), seed="5e" * 32)
 QV = AdapterSpec(rank=3, alpha=3, targets=("q_proj", "v_proj"), seed="5e" * 32)

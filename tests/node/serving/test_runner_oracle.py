@@ -9,12 +9,13 @@ import torch
 
 from contrib import adapters
 from contrib.adapters import AdapterSpec
-from contrib.llama import Unfit
+from contrib.llama_config import Unfit
 from contrib.models import tiny_folder
 from node.serving.engine.adapter import from_peft, from_vector
 from node.serving.engine.fallback import FallbackRunner
 from node.serving.engine.model import read_config
-from node.serving.engine.runner import LlamaRunner, Work, open_runner
+from node.serving.engine.rows import Work
+from node.serving.engine.runner import LlamaRunner, open_runner
 
 SPEC = AdapterSpec(rank=4, alpha=8, targets=("all-linear",), seed="5e" * 32)
 PROMPTS = [list(b"The people of the United States"), list(b"Call me"), list(b"whale " * 9), list(b"A")]
