@@ -160,9 +160,11 @@ def test_a_full_disk_costs_at_most_a_run_and_never_the_node(small_disk):
     with running(Line.found([node], wait_for=1)) as line:
         before = node.own()
         filler = fill(small_disk)
-        with pytest.raises(FishernetError, match="the disk is full"):
+        # The log of the ledger may have room laid out, so a file may be the first that finds none.
+        with pytest.raises(FishernetError, match="the disk is full|No space left"):
             line.train()
-        assert node.own() == before
+        assert node.own()[: len(before)] == before
+        assert published(node) == []
         filler.unlink()
 
         with refused(lambda: node.call("train.now", 90, steps=40)) as errors:
