@@ -24,7 +24,7 @@ OPPOSED: Final = -0.02
 OVERSIZED: Final = 2.0  # times the median norm
 # A bearing below it agrees with nobody; that of noise lies within 0.004 of 0 (contrib/LOG.md, attackers).
 STRAY: Final = 0.01
-# Nearer by this than the (colluders + 1)-th: kin. Members of like texts come to 0.14 in four releases, colluders to 0.3.
+# Nearer by this than the (colluders + 1)-th: kin. In what is new, members of like texts come to 0.08, flippers to 0.4.
 KIN: Final = 0.25
 OWN_SHARE: Final = 0.25  # of a voter's gain: what leaving out a member must give back before it is named
 DISTRUST_SHARE: Final = 0.02  # the same, where the member is distrusted
@@ -80,15 +80,17 @@ class Measured:
         return max(0.0, self.base - min(loss for loss in known if loss is not None))
 
 
-def bearings(registers: Mapping[MemberId, Register], colluders: int) -> dict[MemberId, Bearing]:
+def bearings(registers: Mapping[MemberId, Register], colluders: int, *, kin: bool = False) -> dict[MemberId, Bearing]:
     """The bearing of each member: the (colluders + 1)-th largest cosine between its register and another's.
 
     That many colluders can neither lend each other a good bearing (one of the largest is an honest one's view) nor spoil
-    an honest one's alone. Of fewer others, the smallest cosine. A member with kin, others far nearer to it than that one,
-    is seen by the upper median of those that are no kin: fewer colluders than that many would else hide behind the one or
-    two honest members that they happen to be nearest to. Like texts make kin of honest members too, and leave them at
-    right angles to the others; colluders who unlearn what the others learn point against most of them.
-    Registers are taken as vectors [P]; an empty one has cosine 0 with all.
+    an honest one's alone. Of fewer others, the smallest cosine. Registers are taken as vectors [P]; an empty one has
+    cosine 0 with all.
+
+    With `kin`, a member that has kin (others nearer to it by `KIN` than that one) has the upper median of its cosines with
+    those that are none: fewer colluders than there may be would else hide behind the one or two honest members that they
+    are nearest to. For what is new alone: honest kin with a language of their own send what lies across the others' new
+    updates, but those also mend what came before, and so point against all of it together.
     """
     members = sorted(registers)
     table = np.stack([registers[m].units.astype(np.float32) for m in members]) if members else np.zeros((0, 0))
@@ -97,7 +99,9 @@ def bearings(registers: Mapping[MemberId, Register], colluders: int) -> dict[Mem
     cosines = units @ units.T
     middle = float(np.median(norms[norms > 0])) if bool((norms > 0).any()) else 1.0
     return {
-        member: Bearing(cosine=_among(np.delete(cosines[place], place), colluders), size=float(norms[place]) / middle)
+        member: Bearing(
+            cosine=_among(np.delete(cosines[place], place), colluders, kin=kin), size=float(norms[place]) / middle
+        )
         for place, member in enumerate(members)
     }
 
@@ -114,14 +118,14 @@ def worst(one: Mapping[MemberId, Bearing], other: Mapping[MemberId, Bearing]) ->
     }
 
 
-def _among(others: npt.NDArray[np.floating], colluders: int) -> float:
-    """The bearing of one whose cosines with the others these are. With 3 * colluders of them, it is an honest one's view."""
+def _among(others: npt.NDArray[np.floating], colluders: int, *, kin: bool) -> float:
+    """The bearing of one that has these cosines with the others, an honest one's view if they are 3 * colluders or more."""
     if not len(others):
         return 0.0
     ranked = np.sort(others)[::-1]
     seen = float(ranked[min(colluders, len(ranked) - 1)])
     strangers = ranked[ranked <= seen + KIN]
-    if len(strangers) == len(ranked):
+    if not kin or len(strangers) == len(ranked):
         return seen
     return min(seen, float(strangers[(len(strangers) - 1) // 2]))
 

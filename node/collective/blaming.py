@@ -75,7 +75,7 @@ class Blame:
     def _bearings(
         self, covered: Mapping[MemberId, Sequence[Contribution]], candidate: Model
     ) -> dict[MemberId, Bearing]:
-        """The worse of two for each member: of its whole register, and of what is new of it among what is new."""
+        """The worse of two for each member: of its whole register, and (without its kin) of what is new among what is new."""
         fold = self._seat.fold
         pending, coordinates = set(fold.pending()), fold.charter.adapter.coordinates
         answers = {m: [self._replay.examine(c) for c in taken if c in pending] for m, taken in covered.items()}
@@ -85,7 +85,7 @@ class Blame:
             if given
         }
         whole = influence.bearings(candidate.registers, fold.charter.faults)
-        found = influence.worst(whole, influence.bearings(fresh, fold.charter.faults))
+        found = influence.worst(whole, influence.bearings(fresh, fold.charter.faults, kin=True))
         doubted = fold.doubted()
         return {member: replace(bearing, doubted=member in doubted) for member, bearing in found.items()}
 

@@ -71,7 +71,7 @@ def alike(*, shared: float, friends: float, seed: int) -> dict[MemberId, Registe
 @pytest.mark.parametrize("seed", range(5))
 def test_kin_who_point_against_most_others_do_not_hide_behind_two_that_they_are_near_to(seed: int) -> None:
     """Label flip: what it unlearns is most members' gain, and one or two are left indifferent."""
-    found = influence.bearings(alike(shared=-0.5, friends=0.2, seed=seed), FAULTS)
+    found = influence.bearings(alike(shared=-0.5, friends=0.2, seed=seed), FAULTS, kin=True)
     assert [m for m in sorted(found) if found[m].opposed] == HOSTILE
     assert set(influence.suspects(found, sorted(found), worse=False)) == set(HOSTILE)
 
@@ -79,7 +79,7 @@ def test_kin_who_point_against_most_others_do_not_hide_behind_two_that_they_are_
 @pytest.mark.parametrize("seed", range(5))
 def test_honest_kin_with_texts_foreign_to_all_others_are_not_even_suspects(seed: int) -> None:
     """At right angles to the rest and alike among themselves, as three with a language of their own."""
-    found = influence.bearings(alike(shared=0.05, friends=0.0, seed=seed), FAULTS)
+    found = influence.bearings(alike(shared=0.05, friends=0.0, seed=seed), FAULTS, kin=True)
     assert influence.suspects(found, sorted(found), worse=False) == ()
 
 
@@ -90,7 +90,7 @@ def test_colluders_cannot_spoil_the_bearing_of_honest_kin(seed: int) -> None:
     common, language = rng.normal(size=(2, P))
     parts = {m: 0.3 * common + rng.normal(size=P) + (language if n < 3 else 0.0) for n, m in enumerate(HONEST)}
     opposite = -3 * sum(parts[m] for m in HONEST[:3])
-    found = influence.bearings(made_of(parts | dict.fromkeys(HOSTILE, opposite)), FAULTS)
+    found = influence.bearings(made_of(parts | dict.fromkeys(HOSTILE, opposite)), FAULTS, kin=True)
     assert not any(found[m].opposed for m in HONEST)
 
 

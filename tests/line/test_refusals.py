@@ -161,7 +161,7 @@ def test_a_full_disk_costs_at_most_a_run_and_never_the_node(small_disk):
         before = node.own()
         filler = fill(small_disk)
         # The log of the ledger may have room laid out, so a file may be the first that finds none.
-        with pytest.raises(FishernetError, match="the disk is full|No space left"):
+        with pytest.raises(FishernetError, match=r"the disk is full|No space left"):
             line.train()
         assert node.own()[: len(before)] == before
         assert published(node) == []

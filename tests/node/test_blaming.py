@@ -253,6 +253,24 @@ def test_three_hostile_voters_of_ten_exclude_nobody_and_a_ninth_attacker_is_not_
     table.close()
 
 
+def test_three_that_unlearn_alike_are_named_though_they_please_two_honest_members(tmp_path: Path) -> None:
+    """Label flip: nearer to two honest members than to none, each is outvoted by those that are no kin of it."""
+    names = tuple(f"m{n}" for n in range(10))
+    table = Table(tmp_path, names, losses=dict.fromkeys(names, gains))
+    ordered = list(table)
+    attackers, pleased, others = ordered[:3], ordered[3:5], ordered[5:]
+    for n, sitter in enumerate(pleased):
+        sitter.publish({**USEFUL, 11 + n: 1.0})
+    for sitter in others:
+        sitter.publish(USEFUL)
+    wrong = {**dict.fromkeys(USEFUL, -0.1), 11: 0.2, 12: 0.2, 30: 0.5}
+    bad = {sitter.publish(wrong).event for sitter in attackers}
+    table.deliver()
+    cut = others[0].cut()
+    assert all(named(voter, cut) == bad for voter in (*pleased, *others))
+    table.close()
+
+
 def test_more_suspects_than_the_budget_are_left_out_in_halves_and_the_culprit_is_found(
     four: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:

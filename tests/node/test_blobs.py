@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from node.errors_network import BlobCorrupt, BlobMissing, BlobTooLarge
 from node.syncing import blobs
-from node.syncing.blobs import MAX_BAD, MAX_PARTS, BlobStore
+from node.syncing.blobs import FRESH_BYTES, MAX_BAD, MAX_PARTS, BlobStore
 from protocol.errors import Malformed
 from protocol.ids import Digest, digest
 
@@ -171,28 +171,24 @@ assert [p.name for p in Path({str(tmp_path)!r}).iterdir()] == [kept]
     assert (done.returncode, done.stdout.split()) == (0, ["disk-full", "disk-full"]), done.stderr
 
 
-def test_blob_that_has_just_come_is_given_once_as_it_came_and_then_as_the_disk_has_it(tmp_path):
-    store = BlobStore(tmp_path / "blobs")
-    name = digest(DATA)
-    path = store.take(name, DATA)
-    path.write_bytes(b"damaged")
-    assert store.read(name, len(DATA)) == DATA
+def test_blob_that_has_just_come_is_given_once_as_it_came_and_then_as_the_disk_has_it(store):
+    store.take(NAME, DATA).write_bytes(b"damaged")
+    assert store.read(NAME, len(DATA)) == DATA
     with pytest.raises(BlobCorrupt):
-        store.read(name, len(DATA))
-    store.take(name, DATA)
+        store.read(NAME, len(DATA))
+    store.take(NAME, DATA)
     with pytest.raises(BlobTooLarge):
-        store.read(name, len(DATA) - 1)
-    store.take(name, DATA)
-    store.remove(name)
+        store.read(NAME, len(DATA) - 1)
+    store.remove(NAME)
+    store.take(NAME, DATA)
+    store.remove(NAME)
     with pytest.raises(BlobMissing):
-        store.read(name, len(DATA))
+        store.read(NAME, len(DATA))
 
 
-def test_blobs_that_have_just_come_take_little_memory_however_many_come(tmp_path):
-    store = BlobStore(tmp_path / "blobs")
+def test_blobs_that_have_just_come_take_little_memory_however_many_come(store):
     many = [bytes([n]) * (FRESH_BYTES // 4) for n in range(9)]
     for data in [*many, bytes(FRESH_BYTES + 1)]:
         store.take(digest(data), data)
         assert sum(map(len, store._fresh.values())) <= FRESH_BYTES
-    for data in many:
-        assert store.read(digest(data), len(data)) == data
+    assert all(store.read(digest(data), len(data)) == data for data in many)
