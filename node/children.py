@@ -158,8 +158,9 @@ class Child:
         line = job_line(self._number, job)
         call = self._calls[self._number] = Call(self._number)
         try:
-            process.stdin.write(line)
-            await process.stdin.drain()
+            if not process.stdin.is_closing():  # libuv's loop would call a write a RuntimeError
+                process.stdin.write(line)
+                await process.stdin.drain()
         except OSError:
             pass  # the process has just died: `_live` fails the call and says why
         except asyncio.CancelledError:

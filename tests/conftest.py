@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 from hypothesis import settings
 
 # One collective of three nodes for all of `line`; one engine, and torch once, for all that touch a model. They come first.
@@ -29,8 +28,6 @@ LONG = tuple(
         "node/test_observer", "node/test_auditing", "ledger/test_runs", "ledger/test_access", "node/test_identity",
     )
 )  # fmt: skip
-
-uvloop.install()  # the event loop of the daemon
 
 settings.register_profile("default", deadline=None)  # a machine that does other things too is no failure
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

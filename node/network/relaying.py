@@ -51,13 +51,13 @@ class Relaying:
                 async with asyncio.timeout(_MESSAGE_S):
                     asked = circuits.read_asked(await _read(reader))
             if not self._serves:
-                writer.write(circuits.status(circuits.PERMISSION_DENIED))
+                _tell(writer, circuits.status(circuits.PERMISSION_DENIED))
             elif asked.kind == circuits.RESERVE:
-                writer.write(self._reserve(peer))
+                _tell(writer, self._reserve(peer))
             else:
                 await self._connect(peer, name_of(asked.peer), reader, writer)
         except Malformed:
-            writer.write(circuits.status(circuits.MALFORMED))
+            _tell(writer, circuits.status(circuits.MALFORMED))
         except (NetworkError, OSError, EOFError) as e:
             log.debug("event=circuit-ended peer=%s error=%s", peer[-6:], str(e)[:200] or type(e).__name__)
         finally:
@@ -75,11 +75,11 @@ class Relaying:
         self, source: PeerId, target: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         if self._places.get(target, 0.0) < time.time():
-            writer.write(circuits.status(circuits.NO_RESERVATION))
+            _tell(writer, circuits.status(circuits.NO_RESERVATION))
             return
         full = self._circuits.total() >= 2 * MAX_CIRCUITS
         if full or source == target or max(self._circuits[source], self._circuits[target]) >= PER_PEER:
-            writer.write(circuits.status(circuits.RESOURCE_LIMIT))
+            _tell(writer, circuits.status(circuits.RESOURCE_LIMIT))
             return
         ends = Counter((source, target))
         self._circuits += ends
@@ -93,9 +93,9 @@ class Relaying:
                 except (NetworkError, OSError, EOFError, Malformed):
                     answer = circuits.CONNECTION_FAILED
                 if answer != circuits.OK:
-                    writer.write(circuits.status(circuits.CONNECTION_FAILED))
+                    _tell(writer, circuits.status(circuits.CONNECTION_FAILED))
                     return
-                writer.write(circuits.status(circuits.OK))
+                _tell(writer, circuits.status(circuits.OK))
                 async with asyncio.TaskGroup() as both:
                     both.create_task(_copy(reader, far[1]))
                     both.create_task(_copy(far[0], writer))
@@ -120,12 +120,20 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(length)
 
 
+def _tell(writer: asyncio.StreamWriter, answer: bytes) -> None:
+    """Write to who may have gone; libuv's loop would call that a RuntimeError."""
+    if not writer.is_closing():
+        writer.write(answer)
+
+
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
     """Hand on what comes, as fast as it is taken; raises EOFError at the end or after ten idle minutes (TimeoutError)."""
     while True:
         async with asyncio.timeout(_IDLE_S):
             data = await source.read(_COPY)
             if not data:
+                raise EOFError
+            if target.is_closing():
                 raise EOFError
             target.write(data)
             await target.drain()

@@ -95,6 +95,8 @@ class PeerStream:
         limit = self._links.deadline(self._peer, len(data))
         transport = self._writer.transport
         try:
+            if transport.is_closing():
+                raise ConnectionResetError  # libuv's loop would call a write a RuntimeError
             self._writer.write(data)
             if transport.is_closing() or transport.get_write_buffer_size():  # else the system has taken all of it
                 async with asyncio.timeout(limit):

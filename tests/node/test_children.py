@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from node import children
 from node.children import Child, Command
@@ -408,3 +409,19 @@ def test_kill_of_the_parent_takes_the_child_along(tmp_path: Path) -> None:
         while is_alive(pid):
             assert time.monotonic() < end
             time.sleep(0.02)
+
+
+def test_child_that_dies_at_once_is_said_to_have_died_on_the_loop_of_the_daemon_too() -> None:
+    """libuv's loop raises RuntimeError for a write to a pipe that has closed, where asyncio's own says nothing."""
+
+    async def died() -> str:
+        child = Child(Command(name="gone", argv=("/nonexistent/python",)), setup=lambda: [{"job": "echo"}])
+        with pytest.raises(ChildDied) as caught:
+            await child.start()
+        await child.stop()
+        return str(caught.value)
+
+    async def often() -> set[str]:
+        return {(await died())[:24] for _ in range(60)}
+
+    assert uvloop.run(often()) == {"couldn't finish job in g"}
