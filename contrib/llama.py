@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contrib import llama_config
+from contrib import llama_config, weights
 from contrib.errors import CorruptModel
 from contrib.llama_config import Config, Unfit
 from contrib.weights import tensors
@@ -42,14 +42,13 @@ def read_config(folder: Path) -> Config:
     return config
 
 
-def reader(folder: Path) -> Callable[[str, tuple[int, ...]], Tensor]:
-    """What reads a tensor of the model in `folder` by its name and the shape that it has to have.
+def reader(folder: Path, found: Mapping[str, weights.Tensor]) -> Callable[[str, tuple[int, ...]], Tensor]:
+    """What reads a tensor of the model in `folder`, one of `found` there, by its name and the shape that it has to have.
 
     The reader raises CorruptModel: a tensor is missing, has another shape, or its file is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
-    found = tensors(folder)
     opened: dict[Path, Any] = {}
 
     def read(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -74,8 +73,8 @@ def load(folder: Path, config: Config) -> Llama:
     Raises:
         BadModel: a tensor is missing, has another shape, or a file is damaged.
     """
-    model, read = Llama(config), reader(folder)
-    tied = "lm_head.weight" not in tensors(folder)
+    model, found = Llama(config), tensors(folder)
+    read, tied = reader(folder, found), "lm_head.weight" not in found
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     state = {name: read(name, tuple(wanted.shape)).float() for name, wanted in model.named_parameters()}

@@ -32,9 +32,8 @@ class LogRoom:
         """Open the log; nothing is laid out before the first `ensure`."""
         self._connection = connection
         self._file = os.open(f"{path}-wal", os.O_RDWR | os.O_CLOEXEC)
-        self._mark: int | None = (
-            0  # where a frame begins that was blank when it was laid out; None: the log is long enough
-        )
+        # Where a frame begins that was blank when it was laid out; None when there is nothing more to do.
+        self._mark: int | None = 0
 
     def ensure(self) -> None:
         """Lay out more when the end is near. Without room on the disk the log stays as it is: a commit says so, if it must.
@@ -60,16 +59,18 @@ class LogRoom:
             self._file = -1
 
     def _lay_out(self, size: int) -> None:
-        end = min(size + min(max(size, _LEAST), _MOST), _WHOLE)
-        frames = (end - _HEADER) // _FRAME
-        self._mark = _HEADER + (frames - _NEAR) * _FRAME if size < end < _WHOLE else None
-        if size < end:
-            try:
-                written = os.pwrite(self._file, bytes(end - size), size)
-                os.fsync(self._file)
-            except OSError:
-                written = 0
-            if written < end - size:
-                self._mark = None
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._file, size)
+        """Zeros from `size`, the end of the file, on."""
+        self._mark = None
+        more = min(max(size, _LEAST), _MOST, _WHOLE - size)
+        if more <= 0:
+            return
+        try:
+            written = os.pwrite(self._file, bytes(more), size)
+            os.fsync(self._file)
+        except OSError:
+            written = 0
+        if written < more:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, size)
+        elif size + more < _WHOLE:
+            self._mark = _HEADER + ((size + more - _HEADER) // _FRAME - _NEAR) * _FRAME

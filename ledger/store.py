@@ -4,8 +4,8 @@
 and nothing is announced before it returns. The head of one's own feed is signed when somebody asks for it (`heads`), after 256
 entries, or at the end, and is stored before it is handed out; a stop before that loses nothing, as the entries give the same
 head again. Foreign pages are verified whole before any of it is written. The store knows neither the meaning of events nor the
-network. Invariant: for every feed, the stored entries are one signed hash chain from 0, and
-the stored tree is theirs. One process writes (a lock file says who); threads may share it.
+network. Invariant: for every feed, the stored entries are one signed hash chain from 0, and the stored tree is theirs. One
+process writes (a lock file says who); threads may share it.
 """
 
 from __future__ import annotations

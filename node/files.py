@@ -23,7 +23,8 @@ def room(verb: str) -> Iterator[None]:
     except OSError as e:
         if e.errno not in _FULL:
             raise
-        raise DiskFull(f"couldn't {verb}: {e.strerror}", hint="free some space; nothing was lost") from None
+        cause = "the disk is full" if e.errno == errno.ENOSPC else e.strerror
+        raise DiskFull(f"couldn't {verb}: {cause}", hint="free some space; nothing was lost") from None
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def models(_ctx: click.Context, _param: click.Parameter, word: str) -> list[str]
         cached = [each.name for each in known.installed(model_cache())]
     except (FishernetError, OSError):
         cached = []
-    return sorted(name for name in {"smollm2-135m", "tiny", *cached} if name.startswith(word))
+    return sorted(name for name in {known.SMOLLM2, known.TINY, *cached} if name.startswith(word))
 
 
 def settings(_ctx: click.Context, _param: click.Parameter, word: str) -> list[str]:

@@ -284,6 +284,7 @@ class Feeds:
         slow = rate is not None and rate < SLOW_RATE
         attach = ATTACH if parts.rules.attached is not None and near and not slow else 0
         blobs: Sequence[bytes] = ()
+        page = FeedPage(records=(), note=b"")  # of who has not even the first entry
         try:
             if attach:
                 page, blobs = await parts.asker.range(peer, member, start, attach)
@@ -292,9 +293,6 @@ class Feeds:
         except PeerRefused as e:
             if e.reason != UnknownHere.code:
                 raise
-            return _Page(
-                records=[], note=b"", blobs=(), took_s=parts.clock() - began
-            )  # it has not even the first entry
         return _Page(records=from_wire(page.records), note=page.note, blobs=blobs, took_s=parts.clock() - began)
 
     async def sent(self, peer: PeerId, member: MemberId, start: int, page: FeedPage, blobs: Sequence[bytes]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import openai
+import uvloop
 
 from contrib.adapters import AdapterSpec, layout
 from contrib.merging import model_digest
@@ -33,7 +34,7 @@ class LoopThread:
     """An event loop in a thread of its own."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = uvloop.new_event_loop()  # as in the daemon
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
 

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import uvloop
 from nacl.signing import SigningKey
 from paper import charter_of, key
 
@@ -39,7 +40,7 @@ def live(test):
             async with asyncio.timeout(150):  # for a machine that does much else
                 await test(*args, **kwargs)
 
-        asyncio.run(bounded())
+        uvloop.run(bounded())  # the loop of the daemon
 
     return run
 

@@ -109,7 +109,8 @@ def load_weights(folder: Path, config: Config, *, dtype: torch.dtype, device: to
     Raises:
         BadModel: a tensor is missing, has another shape, or a file is damaged.
     """
-    stored = reader(folder)
+    found = tensors(folder)
+    stored = reader(folder, found)
 
     def read(name: str, *shape: int) -> Tensor:
         return stored(name, shape).to(device, dtype)
@@ -136,7 +137,7 @@ def load_weights(folder: Path, config: Config, *, dtype: torch.dtype, device: to
         )
 
     embedding = read("model.embed_tokens.weight", config.vocabulary, config.hidden)
-    own_head = "lm_head.weight" in tensors(folder)
+    own_head = "lm_head.weight" in found
     return Weights(
         embedding=embedding,
         layers=tuple(layer(number) for number in range(config.layers)),

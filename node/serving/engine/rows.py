@@ -5,6 +5,7 @@ Knows no model: a runner derives from `Runner` and computes. Invariant: a slot t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -37,7 +38,7 @@ class Opened:
     cached: int
 
 
-class Runner:
+class Runner(ABC):
     """The bookkeeping of a runner; `open`, `close` and `step` are its own."""
 
     def __init__(self, pool: Pool, rows: int) -> None:
@@ -46,6 +47,7 @@ class Runner:
         self._rows: dict[int, Any] = {}  # whatever the runner knows of a row; its `slot` at least
         self._free = list(range(rows - 1, -1, -1))
 
+    @abstractmethod
     def open(self, ids: Sequence[int], slot: int, version: str) -> Opened:
         """Take a row for a prompt; `version` names what is in `slot`, for the prefix cache.
 
@@ -53,12 +55,12 @@ class Runner:
             MemoryError: all rows are taken.
             ContextTooLong: the prompt alone is longer than the model reads.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self, row: int, keep: bool) -> None:
         """Free a row; with `keep` later rows may begin with what it read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, work: Sequence[Work]) -> list[Tensor | None]:
         """Read every row's tokens; for each the wanted logits, float32 [1 or len(ids), vocabulary].
 
@@ -67,7 +69,6 @@ class Runner:
         Raises:
             ContextTooLong: a row would grow over the context; nothing was read.
         """
-        raise NotImplementedError
 
     def activate(self, adapter: HostAdapter) -> int:
         """Put the adapter into a slot (1 or more). Raises MemoryError: none is free."""
